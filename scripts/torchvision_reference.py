@@ -1,0 +1,85 @@
+"""Writes what torchvision's ResNets compute, for the tests to compare with.
+
+Needs an environment with torch and a torchvision of the same release:
+
+    python scripts/torchvision_reference.py
+
+It fills each network with values drawn by NumPy (`draw`, which the tests use too), runs
+one image of each size in evaluation mode and writes the pooled features to
+tests/data/torchvision_resnet.npz.
+"""
+
+import pathlib
+import sys
+import types
+
+import numpy as np
+
+NETWORKS = ("resnet18", "resnet50")
+# Height and width: even, odd, and one of each at different sizes.
+SIZES = ((64, 64), (75, 75), (90, 67))
+TARGET = pathlib.Path(__file__).parent.parent / "tests/data/torchvision_resnet.npz"
+
+
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 values for a parameter called `name` in torchvision.
+
+    The name is the seed, so that no order has to be kept. Convolutions get He's
+    variance, batch norm is far from the identity in all four of its vectors, and its
+    scales keep the features of a deep network near 1.
+
+    Args:
+        name: For example `layer1.0.conv1.weight`.
+        shape: Convolutions as `[out, in, height, width]`.
+    """
+    rng = np.random.default_rng(list(name.encode()))
+    if len(shape) == 4:
+        fan_in = shape[1] * shape[2] * shape[3]
+        values = rng.normal(0, np.sqrt(2 / fan_in), shape)
+    elif name.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith("weight"):
+        values = rng.uniform(0.2, 0.8, shape)
+    else:
+        values = rng.normal(0, 0.2, shape)
+    return values.astype("float32")
+
+
+def image(height: int, width: int) -> np.ndarray:
+    """Returns one image `[1, height, width, 3]`, float32 in 0-1."""
+    rng = np.random.default_rng((height, width))
+    return rng.uniform(size=(1, height, width, 3)).astype("float32")
+
+
+def main():
+    import torch
+
+    # Without this module torchvision imports beside a build of torch for which its
+    # compiled box operators were not made. Its residual networks need none of them.
+    operators = "torchvision._meta_registrations"
+    sys.modules[operators] = types.ModuleType(operators)
+    import torchvision
+
+    features = {"torchvision": torchvision.__version__, "torch": torch.__version__}
+    for network in NETWORKS:
+        model = getattr(torchvision.models, network)(weights=None)
+        model.fc = torch.nn.Identity()
+        values = {
+            name: torch.from_numpy(draw(name, tuple(tensor.shape)))
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in model.state_dict().items()
+        }
+        model.load_state_dict(values)
+        model.eval()
+        for height, width in SIZES:
+            pixels = torch.from_numpy(image(height, width)).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                h = model(pixels.contiguous()).numpy()
+            features[f"{network}_{height}x{width}"] = h
+            print(f"{network} {height}x{width}: mean {h.mean():.3f}, std {h.std():.3f}")
+    np.savez(TARGET, **features)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Slow NumPy float64 twins of the formulas, written as loops from the papers."""
+
+import math
+
+import numpy as np
+
+
+def unit_rows(z) -> np.ndarray:
+    """Returns the rows of `[n, d]` divided by their norms; a zero row stays zero."""
+    z = np.array(z, dtype=np.float64)
+    for row in z:
+        norm = math.sqrt(sum(value * value for value in row))
+        if norm > 0:
+            row /= norm
+    return z
+
+
+def _log_sum_exp(values) -> float:
+    largest = max(values)
+    return largest + math.log(sum(math.exp(value - largest) for value in values))
+
+
+def nt_xent(z_a, z_b, temperature: float) -> float:
+    """Returns the mean NT-Xent loss over the 2n anchors.
+
+    Source: Chen et al. 2020 (arXiv:2002.05709), equation 1 and algorithm 1.
+    """
+    n = len(z_a)
+    z = np.concatenate([unit_rows(z_a), unit_rows(z_b)])  # [2n, d]
+    total = 0.0
+    for i in range(2 * n):
+        positive = i + n if i < n else i - n
+        others = [z[i] @ z[k] / temperature for k in range(2 * n) if k != i]
+        total += _log_sum_exp(others) - z[i] @ z[positive] / temperature
+    return total / (2 * n)
+
+
+def info_nce(query, key, temperature: float) -> float:
+    """Returns the mean of -log softmax(query key^T / temperature) on the diagonal.
+
+    Source: van den Oord et al. 2018 (arXiv:1807.03748), equation 4.
+    """
+    query, key = unit_rows(query), unit_rows(key)
+    total = 0.0
+    for i in range(len(query)):
+        logits = [query[i] @ row / temperature for row in key]
+        total += _log_sum_exp(logits) - logits[i]
+    return total / len(query)
+
+
+def gradients(function, *arrays, step: float = 1e-5) -> list[np.ndarray]:
+    """Returns the central differences of a scalar function in every array."""
+    arrays = [np.array(array, dtype=np.float64) for array in arrays]
+    results = []
+    for array in arrays:
+        result = np.zeros_like(array)
+        for index in np.ndindex(array.shape):
+            kept = array[index]
+            array[index] = kept + step
+            above = function(*arrays)
+            array[index] = kept - step
+            below = function(*arrays)
+            array[index] = kept
+            result[index] = (above - below) / (2 * step)
+        results.append(result)
+    return results
+
+
+def contrastive_top1(z_a, z_b) -> float:
+    """Returns the share of anchors whose nearest other row is their other view."""
+    n = len(z_a)
+    z = np.concatenate([unit_rows(z_a), unit_rows(z_b)])
+    hits = 0
+    for i in range(2 * n):
+        others = [k for k in range(2 * n) if k != i]
+        nearest = max(others, key=lambda k, i=i: z[i] @ z[k])
+        hits += nearest == (i + n) % (2 * n)
+    return hits / (2 * n)
+
+
+def alignment(z_a, z_b) -> float:
+    """Returns the mean squared distance of the two views.
+
+    Source: Wang and Isola 2020 (arXiv:2005.10242), equation 4 with alpha 2.
+    """
+    total = 0.0
+    for a, b in zip(unit_rows(z_a), unit_rows(z_b), strict=True):
+        total += sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+    return total / len(z_a)
+
+
+def uniformity(z) -> float:
+    """Returns the log of the mean Gaussian potential of the pairs i != j.
+
+    Source: Wang and Isola 2020 (arXiv:2005.10242), equation 5 with t 2.
+    """
+    z = unit_rows(z)
+    potentials = []
+    for i in range(len(z)):
+        for j in range(len(z)):
+            if i != j:
+                potentials.append(math.exp(-2 * ((z[i] - z[j]) ** 2).sum()))
+    return math.log(sum(potentials) / len(potentials))
+
+
+def feature_std(h) -> float:
+    """Returns sqrt(d) times the mean standard deviation of the unit rows' dimensions.
+
+    Source: Chen and He 2021 (arXiv:2011.10566), section 4.1.
+    """
+    h = unit_rows(h)
+    n, d = h.shape
+    deviations = []
+    for j in range(d):
+        mean = sum(h[:, j]) / n
+        deviations.append(math.sqrt(sum((value - mean) ** 2 for value in h[:, j]) / n))
+    return math.sqrt(d) * sum(deviations) / d
+
+
+def effective_rank(h) -> float:
+    """Returns exp of the entropy of the centred features' singular values.
+
+    Source: Roy and Vetterli 2007, definition 2.1.
+    """
+    h = np.array(h, dtype=np.float64)
+    singular = np.linalg.svd(h - h.mean(axis=0), compute_uv=False)
+    if singular.sum() <= 1e-12:
+        return 1.0
+    entropy = 0.0
+    for value in singular:
+        p = value / singular.sum()
+        if p > 0:
+            entropy -= p * math.log(p)
+    return math.exp(entropy)
+
+
+def trust_ratio(weight, update, trust: float) -> float:
+    """Returns trust * |weight| / |update|, 1 where either norm is zero."""
+    weight_norm = math.sqrt(sum(float(x) ** 2 for x in np.ravel(weight)))
+    update_norm = math.sqrt(sum(float(x) ** 2 for x in np.ravel(update)))
+    if weight_norm == 0 or update_norm == 0:
+        return 1.0
+    return trust * weight_norm / update_norm
+
+
+def lars_trajectory(
+    weight, gradients, learning_rates, *, momentum: float, l2: float, trust: float
+) -> list[np.ndarray]:
+    """Returns the weight after every step of LARS.
+
+    Source: You et al. 2017 (arXiv:1708.03888), algorithm 1, with variables of rank 1
+    and below neither decayed nor adapted as in SimCLR.
+    """
+    weight = np.array(weight, dtype=np.float64)
+    velocity = np.zeros_like(weight)
+    path = []
+    for gradient, learning_rate in zip(gradients, learning_rates, strict=True):
+        update = np.array(gradient, dtype=np.float64)
+        ratio = 1.0
+        if weight.ndim > 1:
+            update = update + l2 * weight
+            ratio = trust_ratio(weight, update, trust)
+        velocity = momentum * velocity + learning_rate * ratio * update
+        weight = weight - velocity
+        path.append(weight)
+    return path
+
+
+def learning_rate(
+    step: int, peak: float, total_steps: int, warmup_steps: int, decay: str
+) -> float:
+    """Returns the learning rate of a step: linear warm-up, then constant or cosine."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if decay == "constant":
+        return peak
+    if step >= total_steps:
+        return 0.0
+    share = (step - warmup_steps) / (total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,91 @@
+"""The SavedModel: alone, with its own preprocessing."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tfsimclr import evaluate, export, pretrain, runfolder, trained
+
+
+def exported(tiny):
+    config, dataset, folder = tiny(epochs=1, proj_layers=3)
+    runfolder.prepare(config)
+    pretrain.pretrain(config, dataset, folder)
+    evaluate.evaluate(config, dataset, folder)
+    export.export(config, folder)
+    return config, dataset, folder
+
+
+def test_loads_where_there_is_only_tensorflow(tiny, tmp_path):
+    config, dataset, folder = exported(tiny)
+    images = dataset.test.images[:9]
+    model, _ = trained.model(config, folder)
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "wanted.npz", **model.features(images))
+    program = f"""
+        import sys
+        sys.modules["keras"] = None  # importing it fails
+        sys.modules["tfsimclr"] = None
+        import numpy as np
+        import tensorflow as tf
+
+        images = np.load("{tmp_path}/images.npy")
+        wanted = np.load("{tmp_path}/wanted.npz")
+        loaded = tf.saved_model.load("{folder}/saved_model")
+        serve = loaded.signatures["serving_default"]
+        outputs = serve(images=images.astype("float32"))
+        assert set(outputs) == {{"h", "head_1", "head_2", "z", "logits"}}, set(outputs)
+        for name in wanted.files:
+            np.testing.assert_allclose(outputs[name], wanted[name], atol=1e-5)
+        again = loaded.signatures["serving_uint8"](images=tf.constant(images))
+        np.testing.assert_allclose(again["h"], wanted["h"], atol=1e-5)
+        numpy = serve(images=tf.constant(images, tf.float32))
+        other = serve(images=tf.zeros([2, 40, 23, 3]))
+        assert other["h"].shape == outputs["h"].shape[1:].as_list() or len(
+            other["h"]) == 2
+        print("all fine")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip().endswith("all fine"), done.stderr
+
+
+def test_logits_are_the_evaluated_classifier(tiny):
+    config, dataset, folder = exported(tiny)
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+    logits = loaded.signatures["serving_uint8"](
+        images=tf.constant(dataset.test.images)
+    )["logits"]
+    result = evaluate.evaluate(config, dataset, folder)
+    top1 = np.mean(np.argmax(logits, axis=1) == dataset.test.labels)
+    assert abs(result["top1"] - top1) <= 1 / 40 + 1e-9  # a tie may fall either way
+
+
+def test_images_of_any_size_are_cropped_square_and_resized(tiny):
+    config, dataset, folder = exported(tiny)
+    serve = tf.saved_model.load(str(folder / "saved_model")).signatures["serving_uint8"]
+    image = dataset.test.images[0]
+    larger = np.asarray(Image.fromarray(image).resize((64, 64), Image.NEAREST))
+    padded = np.zeros((64, 100, 3), np.uint8)
+    padded[:, 18:82] = larger
+    wanted = serve(images=tf.constant(image[None]))["h"]
+    got = serve(images=tf.constant(padded[None]))["h"]
+    np.testing.assert_allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_exporting_again_replaces_the_old_one(tiny):
+    config, _, folder = exported(tiny)
+    (folder / "saved_model" / "old").touch()
+    export.export(config, folder)
+    assert not (folder / "saved_model" / "old").exists()
+    assert (folder / "saved_model" / "saved_model.pb").exists()
+    leftovers = [p for p in folder.iterdir() if p.name.startswith(".saved_model-")]
+    assert leftovers == []

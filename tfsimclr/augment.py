@@ -1,0 +1,200 @@
+"""Random views of a batch of images, as linear algebra on the device.
+
+A view is `clip(C (R_y X R_x^T) + c, 0, 1)`: the matrices R of resample.py crop, resize,
+mirror and blur, the maps C and c of color.py change the colours.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfsimclr import color, resample
+
+
+# No two of them share their random numbers.
+CROP, FLIP, BLUR, JITTER, GRAYSCALE = range(5)
+
+
+def uniform(seed, purpose: int, shape) -> tf.Tensor:
+    """Returns float32 numbers uniform in [0, 1), a function of seed and purpose.
+
+    `tf.random.stateless_uniform` makes floats of other bits of the same numbers under
+    XLA than without; its integers agree.
+    """
+    seed = tf.random.experimental.stateless_fold_in(seed, purpose, alg="philox")
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    bits = tf.bitwise.right_shift(bits, 8)  # 24 bits with a sign: exact in float32
+    return tf.cast(bits, tf.float32) * 2.0**-24 + 0.5
+
+
+@keras.saving.register_keras_serializable("tfsimclr")
+class Views:
+    """Makes one random view of every image of a batch, as SimCLR draws them.
+
+    Every image draws its own parameters, and everything drawn is a function of the seed.
+    Bilinear resizing is torchvision's default, with which the accuracies on STL-10 that
+    we compare with were measured.
+
+        views = Views(96)
+        view_a, view_b = views(images, [0, 0]), views(images, [0, 1])
+
+    Differs: values are clipped once, at the end, and hue turns in YIQ instead of HSV.
+
+    Args:
+        image_size: Pixels of a side of a view.
+        crop_min_area: Smallest crop as a share of the image's area, above 0, at most 1.
+        jitter_strength: Strength of the colour jitter, which four of five images get:
+            brightness, contrast and saturation vary by 0.8 of it, hue by 0.2 turns.
+        blur: Probability of a Gaussian blur with sigma 0.1 to 2 pixels.
+        flip: Whether to mirror left and right with probability 0.5.
+        grayscale: Probability of a grey view.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        crop_min_area: float = 0.08,
+        jitter_strength: float = 1.0,
+        blur: float = 0.0,
+        flip: bool = True,
+        grayscale: float = 0.2,
+    ):
+        if image_size != int(image_size) or image_size < 1:
+            raise ValueError(
+                f"image_size must be a whole number of pixels, got {image_size}."
+            )
+        if not 0 < crop_min_area <= 1:
+            raise ValueError(
+                "crop_min_area must be a share above 0 and at most 1, "
+                f"got {crop_min_area}. 1 keeps the whole image."
+            )
+        if not 0 <= jitter_strength < float("inf"):
+            raise ValueError(
+                "jitter_strength must be a number of at least 0, "
+                f"got {jitter_strength}. 0 switches the colour jitter off."
+            )
+        for name, value in (("blur", blur), ("grayscale", grayscale)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a probability, got {value}.")
+        self.image_size = int(image_size)
+        self.crop_min_area = float(crop_min_area)
+        self.jitter_strength = float(jitter_strength)
+        self.blur = float(blur)
+        self.flip = bool(flip)
+        self.grayscale = float(grayscale)
+
+    def __call__(self, images, seed):
+        """Returns a view of each image.
+
+        Args:
+            images: `[n, H, W, 3]`, uint8, or float in 0-255.
+            seed: int32 `[2]`.
+
+        Returns:
+            `[n, image_size, image_size, 3]`, float32 in 0-1.
+        """
+        images = tf.convert_to_tensor(images)
+        rows, columns = self.geometry(images, seed)
+        planes = resample_images(images, rows, columns)
+        maps = self.colors(planes, seed)
+        return paint(planes, maps)
+
+    def geometry(self, images, seed):
+        """Returns the matrices `[n, s, H]` and `[n, s, W]` of a batch."""
+        n, height, width, _ = tf.unstack(tf.shape(images))
+        size = self.image_size
+        draws = uniform(seed, CROP, [n, resample.CROP_DRAWS, 2])
+        boxes = resample.random_boxes(draws, height, width, self.crop_min_area)
+        top, bottom, left, right = tf.unstack(boxes, axis=1)
+        if self.flip:
+            mirrored = uniform(seed, FLIP, [n]) < 0.5
+            left, right = (
+                tf.where(mirrored, right, left),
+                tf.where(mirrored, left, right),
+            )
+        rows = resample.resize_matrix(top, bottom, size, height)
+        columns = resample.resize_matrix(left, right, size, width)
+        if self.blur:
+            sigma = resample.random_sigmas(uniform(seed, BLUR, [n, 2]), self.blur)
+            blurs = resample.blur_matrix(sigma, size, resample.blur_radius(size))
+            rows, columns = blurs @ rows, blurs @ columns
+        return rows, columns
+
+    def colors(self, planes, seed):
+        """Returns the colour maps `[n, 3, 4]` of planes `[n, s, 3, s]`, or None."""
+        if not (self.jitter_strength or self.grayscale):
+            return None
+        n = tf.shape(planes)[0]
+        draws = uniform(seed, JITTER, [n, 5])
+        jitter = color.random_jitter(draws, self.jitter_strength)
+        grayscale = uniform(seed, GRAYSCALE, [n]) < self.grayscale
+        return color.affine_maps(jitter, grayscale, tf.reduce_mean(planes, [1, 3]))
+
+    def get_config(self):
+        names = ("image_size", "crop_min_area", "jitter_strength", "blur", "flip")
+        return {name: getattr(self, name) for name in (*names, "grayscale")}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def resample_images(images, rows, columns) -> tf.Tensor:
+    """Returns `rows @ image @ columns^T` of each image and colour, `[n, s, 3, t]`.
+
+    Args:
+        images: `[n, H, W, 3]`, uint8 or float.
+        rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all.
+        columns: `[n, t, W]`, likewise.
+    """
+    n, height, width, _ = tf.unstack(tf.shape(images))
+    size_y, size_x = tf.shape(rows)[1], tf.shape(columns)[1]
+    # Colours before columns: both products are then of whole matrices per image, and
+    # the bytes are cheaper to move than floats.
+    planes = tf.cast(tf.transpose(images, [0, 1, 3, 2]), tf.float32)
+    planes = rows @ tf.reshape(planes, [n, height, 3 * width])  # [n, s, 3W]
+    planes = tf.reshape(planes, [n, 3 * size_y, width])
+    planes = tf.matmul(planes, columns, transpose_b=True)  # [n, 3s, t]
+    return tf.reshape(planes, [n, size_y, 3, size_x])
+
+
+def paint(planes, maps=None) -> tf.Tensor:
+    """Returns images in 0-1, `[n, s, t, 3]`, of planes `[n, s, 3, t]` in 0-255.
+
+    Args:
+        planes: As `resample_images` returns them.
+        maps: `[n, 3, 4]`, as `color.affine_maps` returns them, or None to keep colours.
+    """
+    channels = tf.unstack(planes / 255.0, axis=2)
+    if maps is not None:
+        maps = maps[:, :, :, None, None]
+        channels = [
+            sum(maps[:, i, j] * channels[j] for j in range(3)) + maps[:, i, 3] / 255.0
+            for i in range(3)
+        ]
+    return tf.clip_by_value(tf.stack(channels, axis=3), 0.0, 1.0)
+
+
+def plain_view(images, image_size: int) -> tf.Tensor:
+    """Returns the central square of each image, resized as evaluation needs it.
+
+    Args:
+        images: `[n, H, W, 3]`, uint8, or float in 0-255; any of the sizes may be unknown.
+        image_size: Pixels of a side that come out. The resize is bilinear, antialiased.
+
+    Returns:
+        `[n, image_size, image_size, 3]`, float32 in 0-1.
+    """
+    images = tf.convert_to_tensor(images)
+    if images.shape[1] == images.shape[2] == image_size:
+        return tf.clip_by_value(tf.cast(images, tf.float32) / 255.0, 0.0, 1.0)
+    sides = tf.shape(images)[1:3]
+    side = tf.reduce_min(sides)
+    start = tf.cast((sides - side) // 2, tf.float32)
+    stop = start + tf.cast(side, tf.float32)
+    rows, columns = (
+        resample.resize_matrix(start[i : i + 1], stop[i : i + 1], image_size, sides[i])
+        for i in range(2)
+    )
+    return paint(resample_images(images, rows, columns))

@@ -1,0 +1,240 @@
+"""What happens beside the training: records, checkpoints and the emergency brake."""
+
+import csv
+import io
+import math
+import pathlib
+import resource
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr import augment, checkpoints, metrics
+
+COLUMNS = (
+    "epoch step loss loss_above_chance contrastive_top1 learning_rate gradient_norm "
+    "loss_scale skipped_steps alignment uniformity feature_std effective_rank "
+    "images_per_second"
+).split()
+# Float16's loss scale starts at 2^15: that many halvings are no cause for alarm.
+MOST_SKIPS_IN_A_ROW = 50
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Stops the run at the first step whose numbers cannot be trained on.
+
+    Under mixed_float16 single skipped steps belong to the search for the loss scale;
+    only an endless row of them stops the run.
+
+    Args:
+        folder: Of the checkpoints, named in the message.
+        schedule: Learning rate of an update, named in the message.
+    """
+
+    def __init__(self, folder: pathlib.Path, schedule):
+        super().__init__()
+        self.folder = folder
+        self.schedule = schedule
+        self.total_skips = 0.0
+        self.skips_in_a_row = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not zero where an epoch is resumed: its accumulators come back with it.
+        self.total_skips = float(self.model.meters["skipped_steps"].result())
+
+    def on_train_batch_end(self, batch, logs=None):
+        skipped = logs["skipped_steps"] > self.total_skips
+        self.total_skips = logs["skipped_steps"]
+        self.skips_in_a_row = self.skips_in_a_row + 1 if skipped else 0
+        float16 = self.model.dtype_policy.name == "mixed_float16"
+        if not math.isfinite(logs["loss"]):
+            self._stop("loss")
+        if skipped and not float16:
+            self._stop("gradient")
+        if self.skips_in_a_row > MOST_SKIPS_IN_A_ROW:
+            self._stop(f"gradient of {self.skips_in_a_row} steps in a row")
+
+    def _stop(self, what: str):
+        saved = sorted(self.folder.glob("step-*.npz"))
+        raise FloatingPointError(
+            f"The {what} is not finite at step {int(self.model.step)} (learning rate "
+            f"{learning_rate(self.model, self.schedule):.3g}, loss scale "
+            f"{loss_scale(self.model):g}, mean gradient norm before "
+            f"{float(self.model.meters['gradient_norm'].result()):.3g}). "
+            f"Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
+            "--learning_rate, a longer --warmup_epochs or --precision=float32 in a new "
+            "--workdir."
+        )
+
+
+class Journal(keras.callbacks.Callback):
+    """Writes history.csv, TensorBoard and checkpoints, and restores from the latter.
+
+    Args:
+        folder: The run folder.
+        sample: uint8 images `[n, H, W, 3]` on which the features' health is measured.
+        batch_size: Of the training, for images per second.
+        schedule: Learning rate of an update.
+        keep: Checkpoints to keep.
+        minutes: Save at least this often.
+        meta: Goes into every checkpoint.
+    """
+
+    def __init__(self, folder, sample, batch_size, schedule, keep, minutes, meta):
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.sample = sample
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.keep = keep
+        self.minutes = minutes
+        self.meta = meta
+        self.rows: list[dict] = []
+        self.seconds = 0.0  # of training, over all sittings
+        self.epoch_seconds = 0.0  # of the running epoch, before this sitting
+        self.epoch_steps = 0  # of the running epoch, in all
+        self.peak_memory = 0
+        self.interrupted = False  # set by a signal handler
+        self._arrays: dict | None = None
+        self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+
+    @property
+    def checkpoint_folder(self) -> pathlib.Path:
+        return self.folder / "checkpoints"
+
+    def restore(self, model) -> int:
+        """Sets the model to its newest checkpoint; returns the steps done."""
+        found = checkpoints.latest(self.checkpoint_folder)
+        if found is None:
+            return 0
+        self._arrays, meta = found
+        checkpoints.restore(model, self._arrays)
+        for name in ("rows", "seconds", "epoch_seconds", "epoch_steps"):
+            setattr(self, name, meta[name])
+        self.peak_memory = meta["peak_memory_bytes"]
+        self.write_history()
+        return int(model.step)
+
+    def save(self):
+        self.peak_memory = max(self.peak_memory, peak_memory())
+        meta = {
+            "step": int(self.model.step),
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "epoch_seconds": self._elapsed(),
+            "epoch_steps": self.epoch_steps,
+            "peak_memory_bytes": self.peak_memory,
+        }
+        checkpoints.save(
+            self.checkpoint_folder,
+            int(self.model.step),
+            checkpoints.state_of(self.model),
+            {**meta, **self.meta},
+            keep=self.keep,
+        )
+        self._last_save = time.monotonic()
+
+    def on_train_begin(self, logs=None):
+        self._last_save = time.monotonic()
+        if not self.rows and not self.epoch_steps:
+            self._show_pairs()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._arrays is not None and self.epoch_steps:
+            # `fit` has just reset the accumulators of an epoch that is half done.
+            checkpoints.restore_metrics(self.model, self._arrays)
+        self._arrays = None
+        self._epoch_start = self._last_step = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.epoch_steps += 1
+        self._last_step = time.monotonic()
+        if self.interrupted:
+            self.save()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._last_save > 60 * self.minutes:
+            self.save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self._elapsed()
+        images = self.epoch_steps * self.batch_size
+        row = {
+            "epoch": epoch + 1,
+            "step": int(self.model.step),
+            "learning_rate": learning_rate(self.model, self.schedule),
+            "loss_scale": loss_scale(self.model),
+            "images_per_second": images / seconds,
+            **{name: float(value) for name, value in (logs or {}).items()},
+            **self._health(),
+        }
+        self.rows.append(row)
+        self.seconds += seconds
+        self.epoch_seconds, self.epoch_steps = 0.0, 0
+        self._epoch_start = self._last_step = time.monotonic()
+        self.write_history()
+        with self._writer.as_default(step=row["step"]):
+            for name in row.keys() - {"epoch", "step"}:
+                tf.summary.scalar(name, row[name])
+        self._writer.flush()
+        self.save()
+
+    def write_history(self):
+        text = io.StringIO()
+        extra = [name for name in (self.rows or [{}])[0] if name not in COLUMNS]
+        writer = csv.DictWriter(text, [*COLUMNS, *extra], restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        path = self.folder / "history.csv"
+        checkpoints.write_atomically(path, text.getvalue().encode())
+
+    def _elapsed(self) -> float:
+        return self.epoch_seconds + self._last_step - self._epoch_start
+
+    def _health(self) -> dict[str, float]:
+        """Returns the measures of h and z on two fixed views of the sample."""
+        pair = self.model.pair(self.sample, 2**31 - 1)
+        layers_a, layers_b = (self.model(view, training=False) for view in pair)
+        z_a, z_b = layers_a[-1], layers_b[-1]
+        values = {
+            "alignment": metrics.alignment(z_a, z_b),
+            "uniformity": metrics.uniformity(z_a),
+            "feature_std": metrics.feature_std(layers_a[0]),
+            "effective_rank": metrics.effective_rank(layers_a[0]),
+        }
+        return {name: float(value) for name, value in values.items()}
+
+    def _show_pairs(self):
+        with self._writer.as_default(step=0):
+            tf.summary.image(
+                "augmented_pairs", pairs_grid(self.model, self.sample[:8])[None]
+            )
+        self._writer.flush()
+
+
+def pairs_grid(model, images) -> np.ndarray:
+    """Returns a picture, `[3 s, n s, 3]` in 0-1: images above their two views."""
+    plain = augment.plain_view(images, model.views.image_size)
+    rows = [tf.unstack(row) for row in (plain, *model.pair(images, 0))]
+    return tf.concat([tf.concat(row, axis=1) for row in rows], axis=0).numpy()
+
+
+def learning_rate(model, schedule) -> float:
+    """Returns the schedule's rate of the last update applied, not of the next."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return float(schedule(max(int(optimizer.iterations) - 1, 0)))
+
+
+def loss_scale(model) -> float:
+    """Returns float16's loss scale; 1 in other precisions."""
+    return float(model.optimizer.scale_loss(tf.ones([])))
+
+
+def peak_memory() -> int:
+    """Returns the most bytes in use so far: the GPU's if there is one, else ours."""
+    if tf.config.list_physical_devices("GPU"):
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,176 @@
+"""Checkpoints that are whole or not there: one file each, and its checksum."""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+import numpy as np
+
+_NAME = re.compile(r"step-(\d{9})\.npz$")
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that is complete under its name or does not have it.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind then.
+    """
+    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide it from the group
+        os.replace(partial, path)
+    except BaseException:
+        pathlib.Path(partial).unlink(missing_ok=True)
+        raise
+    # The rename itself must survive a power cut.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(
+    folder: pathlib.Path, step: int, arrays: dict[str, np.ndarray], meta: dict, keep=2
+) -> pathlib.Path:
+    """Writes `step-<step>.npz` with its checksum and deletes all but the newest.
+
+    Args:
+        folder: Created if need be.
+        step: Of the run; orders the checkpoints.
+        arrays: What to save.
+        meta: JSON-serialisable; comes back from `latest` unchanged.
+        keep: How many checkpoints stay.
+
+    Raises:
+        OSError: If the disk is full or not writable; older checkpoints are whole then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".partial-*"):
+        leftover.unlink()
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(buffer, **arrays, meta_json=text)
+    content = buffer.getvalue()
+    path = folder / f"step-{step:09d}.npz"
+    # A checksum without its file is passed over, a file without checksum distrusted:
+    # so the checksum goes first.
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomically(path.with_suffix(".sha256"), digest.encode())
+    write_atomically(path, content)
+    for old in _files(folder)[keep:]:
+        old.unlink()
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+    return path
+
+
+def latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
+    """Returns arrays and meta of the newest whole checkpoint, or None if none is.
+
+    A damaged one is named on stderr and passed over for the one before.
+    """
+    for path in _files(folder):
+        content = path.read_bytes()
+        checksum = path.with_suffix(".sha256")
+        expected = checksum.read_text() if checksum.exists() else "none"
+        if hashlib.sha256(content).hexdigest() != expected:
+            print(
+                f"Checkpoint {path} is damaged (its checksum differs); "
+                "going on with the one before it.",
+                file=sys.stderr,
+            )
+            continue
+        with np.load(io.BytesIO(content)) as archive:
+            arrays = dict(archive)
+        meta = json.loads(arrays.pop("meta_json").tobytes())
+        return arrays, meta
+    return None
+
+
+def variables_of(model) -> dict:
+    """Returns every variable of a compiled model, its optimizer and its metrics.
+
+    Keys carry the position and the variable's own name. Not its path: Keras numbers the
+    layers of a process, so a second model of the same settings has other paths.
+    """
+    groups = {"model": model.variables, "metrics": model.metrics_variables}
+    if _optimizer(model) is not None:
+        groups["optimizer"] = model.optimizer.variables
+    return {
+        f"{group}/{position}/{variable.name}": variable
+        for group, variables in groups.items()
+        for position, variable in enumerate(variables)
+    }
+
+
+def state_of(model) -> dict[str, np.ndarray]:
+    """Returns the values of `variables_of(model)`."""
+    variables = variables_of(model).items()
+    return {key: variable.numpy() for key, variable in variables}
+
+
+def restore(model, arrays: dict[str, np.ndarray]) -> None:
+    """Sets the variables of a model from `state_of` an equal one.
+
+    Without an optimizer (a model for evaluation) only the model's own are set.
+
+    Raises:
+        ValueError: If a variable is missing or has another shape.
+    """
+    groups = ("model/",) if _optimizer(model) is None else ("model/", "optimizer/")
+    own = {k: v for k, v in variables_of(model).items() if k.startswith(groups)}
+    saved = [key for key in arrays if key.startswith(groups)]
+    if len(saved) != len(own):
+        raise ValueError(
+            f"The checkpoint does not fit the model: it holds {len(saved)} variables, "
+            f"the model has {len(own)}. It comes from other settings or another "
+            "version; use another --workdir."
+        )
+    for key, variable in own.items():
+        if key not in arrays or arrays[key].shape != tuple(variable.shape):
+            found = arrays[key].shape if key in arrays else "nothing"
+            raise ValueError(
+                f"The checkpoint does not fit the model: {key} should be "
+                f"{tuple(variable.shape)}, found {found}. It comes from other settings "
+                "or another version; use another --workdir."
+            )
+        variable.assign(arrays[key])
+
+
+def restore_metrics(model, arrays: dict[str, np.ndarray]) -> None:
+    """Sets the accumulators of the metrics, which `fit` resets at each epoch."""
+    for key, variable in variables_of(model).items():
+        if key.startswith("metrics/"):
+            variable.assign(arrays[key])
+
+
+def fingerprint(model) -> str:
+    """Returns a checksum of all weights, moving averages included."""
+    return digest(*(variable.numpy() for variable in model.variables))
+
+
+def digest(*arrays) -> str:
+    """Returns a checksum of arrays."""
+    checksum = hashlib.sha256()
+    for array in arrays:
+        checksum.update(np.ascontiguousarray(array))
+    return checksum.hexdigest()
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints of a folder, newest first."""
+    files = [path for path in folder.glob("step-*.npz") if _NAME.match(path.name)]
+    return sorted(files, reverse=True)
+
+
+def _optimizer(model):
+    return getattr(model, "optimizer", None)  # absent before `compile`

@@ -1,0 +1,147 @@
+"""Evaluation of a run: what a linear classifier and neighbours make of each feature."""
+
+import hashlib
+import pathlib
+import time
+
+import numpy as np
+
+from tfsimclr import (
+    __version__,
+    checkpoints,
+    data,
+    probes,
+    projector,
+    results,
+    trained,
+)
+from tfsimclr.config import Config, feature_names
+
+
+def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> dict:
+    """Scores every feature of a run; writes and returns result.json.
+
+    Also keeps the reported feature's classifier for the export, and writes
+    TensorBoard's projector. A data set without labels gets a result without scores.
+
+    Args:
+        config: Resolved.
+        dataset: The data; the whole labelled test split is scored.
+        workdir: The run folder; features are cached in it.
+
+    Raises:
+        ValueError: If there is no checkpoint, or no labels and only evaluation was
+            asked for.
+    """
+    model, meta = trained.model(config, workdir)
+    if len(meta["rows"]) < config.epochs:
+        print(f"Note: {len(meta['rows'])} of {config.epochs} epochs are done.")
+    scores = {}
+    if dataset.has_labels:
+        scores = scores_of(config, dataset, model, workdir)
+    elif config.mode == "evaluate":
+        raise ValueError(
+            f"The data set {config.dataset} has no labelled train and test images of at "
+            "least two classes, so there is nothing to evaluate. The encoder can be "
+            "exported: --mode=export."
+        )
+    else:
+        print("No labels, so no classifier: result.json will hold no scores.")
+    content = results.content(config, meta, scores)
+    results.write(workdir / "result.json", content)
+    return content
+
+
+def scores_of(config: Config, dataset: data.DataSet, model, workdir) -> dict:
+    """Returns `{"pixels": {"top1", "top5", "knn", "dim", ...}, "random_h": ...}`."""
+    rows = labelled(dataset.train, config.num_train_images)
+    train = data.Split(dataset.train.images[rows], dataset.train.labels[rows])
+    rows = labelled(dataset.test)
+    test = data.Split(dataset.test.images[rows], dataset.test.labels[rows])
+    before = checkpoints.fingerprint(model)
+    features = all_features(config, model, train, test, workdir)
+    if checkpoints.fingerprint(model) != before:
+        raise RuntimeError(
+            "Extracting features changed the encoder: this is a bug in tfsimclr."
+        )
+    scores = {}
+    for name, (of_train, of_test) in features.items():
+        scores[name], classifier = score(
+            config, dataset.num_classes, of_train, train, of_test, test
+        )
+        if name == config.feature:
+            trained.save_classifier(workdir, model, name, classifier)
+        print(
+            f"  {name:9} top-1 {scores[name]['top1']:6.2%}   top-5 "
+            f"{scores[name]['top5']:6.2%}   kNN {scores[name]['knn']:6.2%}",
+            flush=True,
+        )
+    projector.write(
+        workdir / "tensorboard", features["h"][1], test, dataset.class_names
+    )
+    return scores
+
+
+def labelled(split: data.Split, limit: int = 0) -> np.ndarray:
+    """Returns the rows of a split that have a label, at most `limit` if not 0."""
+    rows = np.flatnonzero(split.labels >= 0)
+    if limit and limit < len(rows):
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
+    return rows
+
+
+def score(config: Config, num_classes, of_train, train, of_test, test):
+    """Returns the scores of one feature on the whole test set, and its classifier."""
+    training = {
+        "epochs": config.probe_epochs,
+        "batch_size": config.probe_batch_size,
+        "optimizer": config.probe_optimizer,
+        "seed": config.seed,
+    }
+    known = (of_train, train.labels, num_classes)
+    rate = config.probe_learning_rate or probes.chosen_learning_rate(*known, **training)
+    classifier = probes.linear_classifier(*known, learning_rate=rate, **training)
+    logits = probes.predict(classifier, of_test)
+    k = probes.neighbour_count(len(of_train), num_classes)
+    votes = probes.knn(of_train, train.labels, of_test, num_classes, k)
+    return {
+        "top1": probes.top_k(logits, test.labels, 1),
+        "top5": probes.top_k(logits, test.labels, min(5, num_classes)),
+        "knn": probes.top_k(votes, test.labels, 1),
+        "dim": int(of_train.shape[1]),
+        "learning_rate": rate,
+        "neighbours": k,
+    }, classifier
+
+
+def all_features(config: Config, model, train, test, workdir) -> dict:
+    """Returns {name: (train, test)} in the order of the report, cached."""
+    key = hashlib.sha256(
+        f"{checkpoints.fingerprint(model)} {__version__} {config.image_size} "
+        f"{checkpoints.digest(train.images)} {checkpoints.digest(test.images)}".encode()
+    ).hexdigest()
+    names = ("pixels", "random_h", *feature_names(config.proj_layers))
+    folder = workdir / "features"
+    stamp = folder / "key.txt"
+    if stamp.exists() and stamp.read_text() == key:
+        return {
+            name: tuple(np.load(folder / f"{name}-{s}.npy") for s in ("train", "test"))
+            for name in names
+        }
+    start = time.monotonic()
+    untrained = trained.untrained(config)
+    parts = []
+    for split in (train, test):
+        features = model.features(split.images)
+        features["pixels"] = probes.pixels(split.images, config.image_size)
+        features["random_h"] = untrained.features(split.images)["h"]
+        parts.append(features)
+    folder.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    for name in names:
+        for part, split_name in zip(parts, ("train", "test"), strict=True):
+            np.save(folder / f"{name}-{split_name}.npy", part[name])
+    stamp.write_text(key)
+    count = len(train.images) + len(test.images)
+    print(f"Features of {count} images: {time.monotonic() - start:.0f} s.", flush=True)
+    return {name: tuple(part[name] for part in parts) for name in names}

@@ -1,0 +1,148 @@
+"""Projection heads that return the output of every layer."""
+
+import functools
+
+import keras
+
+MAX_LAYERS = 8
+
+# Not elementwise, or not usable without arguments: they cannot follow a layer here.
+_NOT_ACTIVATIONS = ("get", "serialize", "deserialize", "glu", "threshold")
+
+
+def feature_names(num_layers: int) -> list[str]:
+    """Returns `["h", "head_1", ..., "z"]`, the names of a head's outputs in order."""
+    _check_count("num_layers", num_layers, 1, MAX_LAYERS)
+    return ["h", *(f"head_{i}" for i in range(1, num_layers)), "z"]
+
+
+@keras.saving.register_keras_serializable("tfsimclr")
+class ProjectionHead(keras.layers.Layer):
+    """Dense layers from h to z, with everything in between.
+
+    `head_i` is the output of hidden layer i after its activation, `z` the output of
+    the last layer, which has none. No layer has a bias.
+
+    Args:
+        num_layers: Dense layers, 1 to 8. The paper's best result uses 4.
+        dim: Width of z.
+        hidden_dim: Width of the hidden layers; None takes the width of h.
+        activation: Name of an elementwise Keras activation, for the hidden layers.
+        batch_norm: Whether each layer is followed by batch normalisation: before the
+            activation of the hidden ones, without an offset after the last, as in
+            SimCLR.
+        **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
+
+    Returns, when called on h `[n, d]`, a list of 1 + num_layers tensors: h itself,
+    unchanged, then `[n, hidden_dim]` each, then `[n, dim]`. `feature_names` names them.
+
+    Source: Chen et al. 2020 (arXiv:2002.05709), section 2.1; for taking features from
+    the middle of the head Chen et al. 2020 (arXiv:2006.10029), section 2.
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 2,
+        dim: int = 64,
+        hidden_dim: int | None = None,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        **kwargs,
+    ):
+        # The layers inside cast what they are given; h passes through as it came.
+        super().__init__(autocast=False, **kwargs)
+        _check_count("num_layers", num_layers, 1, MAX_LAYERS)
+        _check_count("dim", dim, 1)
+        if hidden_dim is not None:
+            _check_count("hidden_dim", hidden_dim, 1)
+        self.num_layers = num_layers
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self._activate = _activation(activation)
+        self._denses = []
+        self._norms = []
+
+    def build(self, h_shape):
+        if len(h_shape) != 2 or h_shape[-1] is None:
+            raise ValueError(
+                "A projection head takes features [n, d] with d known, got the shape "
+                f"{tuple(h_shape)}. Pool the encoder's output over its positions."
+            )
+        width = h_shape[-1]
+        for i in range(self.num_layers):
+            last = i == self.num_layers - 1
+            units = self.dim if last else self.hidden_dim or h_shape[-1]
+            name = "z" if last else f"head_{i + 1}"
+            dense = keras.layers.Dense(
+                units, use_bias=False, dtype=self.dtype_policy, name=name
+            )
+            dense.build((None, width))
+            self._denses.append(dense)
+            if self.batch_norm:
+                norm = keras.layers.BatchNormalization(
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    center=not last,
+                    dtype=self.dtype_policy,
+                    name=f"{name}_bn",
+                )
+                norm.build((None, units))
+                self._norms.append(norm)
+            width = units
+
+    def call(self, h, training=False):
+        outputs = [h]
+        for i, dense in enumerate(self._denses):
+            x = dense(outputs[-1])
+            if self.batch_norm:
+                x = self._norms[i](x, training=training)
+            outputs.append(x if dense is self._denses[-1] else self._activate(x))
+        return outputs
+
+    def compute_output_shape(self, h_shape):
+        n, d = h_shape
+        hidden = [(n, self.hidden_dim or d)] * (self.num_layers - 1)
+        return [(n, d), *hidden, (n, self.dim)]
+
+    def get_config(self):
+        own = {
+            "num_layers": self.num_layers,
+            "dim": self.dim,
+            "hidden_dim": self.hidden_dim,
+            "activation": self.activation,
+            "batch_norm": self.batch_norm,
+        }
+        return {**super().get_config(), **own}
+
+
+def _activation(name):
+    if name not in activation_names():
+        raise ValueError(
+            f"activation must be one of {activation_names()}, got {name!r}."
+        )
+    function = getattr(keras.activations, name)
+    if name == "leaky_relu":
+        # Differs: Keras's slope is 0.2. The paper worked in PyTorch, which means 0.01.
+        return functools.partial(function, negative_slope=0.01)
+    return function
+
+
+def activation_names() -> list[str]:
+    """Returns the names of the activations a head accepts."""
+    names = [n for n in dir(keras.activations) if not n.startswith("_")]
+    return [
+        n
+        for n in names
+        if n not in _NOT_ACTIVATIONS and callable(getattr(keras.activations, n))
+    ]
+
+
+def _check_count(argument, value, least, most=None):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        expected = f"from {least} to {most}" if most else f"of at least {least}"
+        raise ValueError(
+            f"{argument} must be a whole number {expected}, got {value!r}."
+        )

@@ -1,0 +1,91 @@
+"""Pretraining of a run: fit, with everything needed to stop anywhere and go on."""
+
+import contextlib
+import pathlib
+import signal
+
+import numpy as np
+
+from tfsimclr import __version__, build, callbacks, data, store
+from tfsimclr.config import Config
+
+HEALTH_IMAGES = 256
+
+
+def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> None:
+    """Trains to the last epoch, from the newest checkpoint of the folder if any.
+
+    Args:
+        config: Resolved.
+        dataset: Whose `pretrain` split is used.
+        workdir: The run folder.
+
+    Raises:
+        FloatingPointError: If the numbers stop being finite.
+        KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
+    """
+    images = _drawn(dataset.pretrain.images, config.num_pretrain_images)
+    steps_per_epoch = len(images) // config.batch_size
+    model = build.method(config)
+    variables = model.learned_variables
+    schedule = build.schedule(config, steps_per_epoch)
+    optimizer = build.optimizer(config, schedule, variables)
+    optimizer.build(variables)
+    model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
+    journal = callbacks.Journal(
+        workdir,
+        sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),
+        batch_size=config.batch_size,
+        schedule=schedule,
+        keep=config.keep_checkpoints,
+        minutes=config.checkpoint_minutes,
+        meta={"config": config.pretraining(), "version": __version__},
+    )
+    done = journal.restore(model)
+    total = config.epochs * steps_per_epoch
+    if done:
+        print(f"Going on at step {done} of {total}.")
+    watch = [callbacks.StopOnNonFinite(journal.checkpoint_folder, schedule), journal]
+    with _saving_on_signals(journal, workdir):
+        for first, last in _sittings(done, total, steps_per_epoch):
+            model.fit(
+                store.batches(images, config.batch_size, config.seed, first, last),
+                initial_epoch=first // steps_per_epoch,
+                epochs=-(-last // steps_per_epoch),
+                steps_per_epoch=min(steps_per_epoch, last - first),
+                callbacks=watch,
+            )
+
+
+def _drawn(images: np.ndarray, count: int) -> np.ndarray:
+    """Returns `count` of the images, always the same ones; 0 is all."""
+    if not count:
+        return images
+    return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])]
+
+
+def _sittings(done: int, total: int, steps_per_epoch: int):
+    """Yields (first, last) step: the rest of a half-done epoch, then the others."""
+    whole = -(-done // steps_per_epoch) * steps_per_epoch
+    if done < whole:
+        yield done, whole
+    if whole < total:
+        yield whole, total
+
+
+@contextlib.contextmanager
+def _saving_on_signals(journal: callbacks.Journal, workdir: pathlib.Path):
+    """Lets SIGINT and SIGTERM end the run after the running step, with its state."""
+
+    def handle(number, frame):
+        if journal.interrupted:  # a second Ctrl-C: the owner means now
+            raise KeyboardInterrupt
+        journal.interrupted = True
+        print(f"\n{signal.Signals(number).name}: saving after this step.", flush=True)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

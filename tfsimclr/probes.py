@@ -1,0 +1,202 @@
+"""How good frozen features are: a linear classifier and nearest neighbours."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr import augment, lars
+
+# Three decades: what suits the features of an encoder is far too small for pixels.
+LEARNING_RATES = (3e-4, 3e-3, 3e-2)
+HELD_OUT = 0.1
+PIXEL_SIZE = 32
+
+
+def linear_classifier(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    epochs: int = 100,
+    batch_size: int = 256,
+    optimizer: str = "adam",
+    learning_rate: float = 3e-4,
+    seed: int = 0,
+) -> keras.layers.Dense:
+    """Returns a Dense layer trained on frozen features with cross-entropy.
+
+    Args:
+        features: `[n, d]` float32, as the encoder gives them: not normalised.
+        labels: `[n]` integers in 0 .. num_classes - 1.
+        num_classes: Classes to tell apart.
+        epochs: Passes over the features; every pass in another order, no image left
+            out at its end.
+        batch_size: Features per step.
+        optimizer: `adam`, `sgd` or `lars`.
+        learning_rate: Constant.
+        seed: Of the initial weights and the order.
+
+    Raises:
+        ValueError: If features and labels do not fit.
+
+    Source: Zhang et al. 2016 and Chen et al. 2020 (arXiv:2002.05709), section 2.3.
+    """
+    if len(features) != len(labels) or not len(labels):
+        raise ValueError(
+            "features and labels must be as many and at least one, got "
+            f"{len(features)} and {len(labels)}."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be in 0 .. {num_classes - 1}, got {labels.min()} .. "
+            f"{labels.max()}. Leave images without a label (-1) out."
+        )
+    classifier = keras.layers.Dense(
+        num_classes,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        dtype="float32",
+    )
+    classifier.build((None, features.shape[1]))
+    makers = {
+        "adam": keras.optimizers.Adam,
+        "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+        "lars": lars.LARS,
+    }
+    updates = makers[optimizer](learning_rate)
+    updates.build(classifier.trainable_variables)
+    x, y = tf.constant(features, tf.float32), tf.constant(labels, tf.int32)
+
+    # `fit` costs milliseconds a step, more than the step itself; a loop in the graph
+    # trains thirty classifiers in the time of one.
+    @tf.function(reduce_retracing=True)
+    def train(order):  # [steps, batch]
+        for step in tf.range(tf.shape(order)[0]):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(
+                        labels=tf.gather(y, order[step]),
+                        logits=classifier(tf.gather(x, order[step])),
+                    )
+                )
+            variables = classifier.trainable_variables
+            updates.apply(tape.gradient(loss, variables), variables)
+
+    order = np.concatenate(
+        [np.random.default_rng((seed, e)).permutation(len(y)) for e in range(epochs)]
+    )
+    # One stream over all epochs: a batch may straddle two, so none is cut short.
+    batch_size = min(batch_size, len(y))
+    steps = len(order) // batch_size
+    train(tf.constant(order[: steps * batch_size].reshape(steps, batch_size), tf.int32))
+    return classifier
+
+
+def chosen_learning_rate(features, labels, num_classes: int, seed: int, **training):
+    """Returns the rate of `LEARNING_RATES` that is best on held-out training labels.
+
+    A tenth of every class (at least one image, of those with two) is held out; the test
+    set has no say. Ties go to the smaller rate.
+    """
+    held_out = stratified(labels, HELD_OUT, seed)
+    kept = ~held_out
+    if not held_out.any() or len(np.unique(labels[kept])) < 2:
+        return LEARNING_RATES[0]
+    accuracies = []
+    for rate in LEARNING_RATES:
+        classifier = linear_classifier(
+            features[kept],
+            labels[kept],
+            num_classes,
+            learning_rate=rate,
+            seed=seed,
+            **training,
+        )
+        logits = predict(classifier, features[held_out])
+        accuracies.append(top_k(logits, labels[held_out], 1))
+    return LEARNING_RATES[int(np.argmax(accuracies))]
+
+
+def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns a mask `[n]` that is true for about `share` of every class."""
+    mask = np.zeros(len(labels), bool)
+    generator = np.random.default_rng((seed, 0x5EED))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        mask[generator.permutation(members)[:count]] = True
+    return mask
+
+
+def predict(classifier, features: np.ndarray, batch_size: int = 4096) -> np.ndarray:
+    """Returns the logits `[n, classes]` of features `[n, d]`."""
+    kernel, bias = (np.array(weight) for weight in classifier.get_weights())
+    blocks = [features[i : i + batch_size] for i in range(0, len(features), batch_size)]
+    return np.concatenate([block @ kernel + bias for block in blocks])
+
+
+def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Returns how often the label is among the k highest scores, in 0-1.
+
+    A tie counts against the classifier: scores that are all equal score nothing
+    unless k covers every class.
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    at_least_as_high = (scores >= own).sum(axis=1)  # the label itself included
+    return float(np.mean(at_least_as_high <= k))
+
+
+def neighbour_count(num_train: int, num_classes: int) -> int:
+    """Returns k: 200, or on small sets as many as an average class has images."""
+    return max(1, min(200, num_train // num_classes))
+
+
+def knn(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+    block: int = 512,
+) -> np.ndarray:
+    """Returns the votes `[n, classes]` of the k most similar training images.
+
+    Similarity is the cosine, so the rows are normalised here; a vote weighs
+    exp(similarity / temperature).
+
+    Args:
+        train: `[m, d]` features.
+        train_labels: `[m]` integers, none below 0.
+        test: `[n, d]` features.
+        num_classes: Classes that may be voted for.
+        k: Neighbours, at most m.
+        temperature: Of the weights.
+        block: Test images at a time; memory is block * m floats.
+
+    Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
+    """
+    k = min(k, len(train))
+    bank = tf.math.l2_normalize(tf.constant(train, tf.float32), axis=1)
+    classes = tf.constant(train_labels, tf.int32)
+
+    @tf.function(reduce_retracing=True)
+    def votes(queries):
+        queries = tf.math.l2_normalize(queries, axis=1)
+        near, rows = tf.math.top_k(tf.matmul(queries, bank, transpose_b=True), k)
+        # Relative to the nearest: the largest weight is 1, none overflows.
+        weights = tf.exp((near - near[:, :1]) / temperature)  # [b, k]
+        chosen = tf.one_hot(tf.gather(classes, rows), num_classes)  # [b, k, c]
+        return tf.einsum("bk,bkc->bc", weights, chosen)
+
+    blocks = [test[i : i + block] for i in range(0, len(test), block)]
+    return np.concatenate([votes(tf.constant(b, tf.float32)).numpy() for b in blocks])
+
+
+def pixels(images, image_size: int) -> np.ndarray:
+    """Returns the images themselves, at most 32 pixels a side, as rows in 0-1."""
+    size = min(image_size, PIXEL_SIZE)
+    blocks = [
+        augment.plain_view(images[i : i + 1024], size).numpy()
+        for i in range(0, len(images), 1024)
+    ]
+    return np.concatenate(blocks).reshape(len(images), -1)

@@ -1,0 +1,31 @@
+"""TensorBoard's embedding projector: features, labels and thumbnails."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr import probes
+
+
+def write(folder: pathlib.Path, features, test, class_names, count=500):
+    """Writes the first test features for TensorBoard's embedding projector."""
+    folder.mkdir(exist_ok=True)
+    shown = np.random.default_rng(0).permutation(len(features))[:count]
+    np.savetxt(folder / "h.tsv", features[shown], fmt="%.5g", delimiter="\t")
+    names = [str(class_names[i]).replace("\n", " ") for i in test.labels[shown]]
+    (folder / "labels.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
+    side = int(np.ceil(np.sqrt(len(shown))))
+    size = 32
+    tiles = probes.pixels(test.images[np.sort(shown)], size).reshape(-1, size, size, 3)
+    tiles = tiles[np.argsort(np.argsort(shown))]
+    sheet = np.zeros((side * side, size, size, 3), np.float32)
+    sheet[: len(tiles)] = tiles
+    sheet = sheet.reshape(side, side, size, size, 3).swapaxes(1, 2)
+    sheet = np.uint8(255 * sheet.reshape(side * size, side * size, 3))
+    (folder / "sprite.png").write_bytes(tf.io.encode_png(sheet).numpy())
+    (folder / "projector_config.pbtxt").write_text(
+        'embeddings {\n  tensor_name: "h"\n  tensor_path: "h.tsv"\n'
+        '  metadata_path: "labels.tsv"\n  sprite {\n    image_path: "sprite.png"\n'
+        f"    single_image_dim: {size}\n    single_image_dim: {size}\n  }}\n}}\n"
+    )

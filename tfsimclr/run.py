@@ -1,0 +1,141 @@
+"""The command line: pretrain, evaluate and export a run.
+
+Examples:
+    python -m tfsimclr.run --optimizer=lars --proj_layers=4
+    python -m tfsimclr.run --flagfile=flags/paper/lars_layer4.flags
+    python -m tfsimclr.run --dataset=folder --data_dir=~/photos
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import tempfile
+import traceback
+
+from absl import app, flags, logging
+
+from tfsimclr import config as configs
+
+# TensorFlow is imported only when there is something to compute: --help and a wrong
+# flag answer at once.
+
+
+def main() -> None:
+    """Entry point of `tfsimclr` and `python -m tfsimclr.run`."""
+    configs.define_flags()
+    # absl's --help shows the flags of the module that asks for them.
+    flags.FLAGS.set_gnu_getopt(True)
+    for field in dataclasses.fields(configs.Config):
+        flags.declare_key_flag(field.name)
+    app.run(_main, argv=expanded(sys.argv), flags_parser=_parse)
+
+
+def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
+    """Returns the arguments with every `--flagfile=` replaced by the flags it holds.
+
+    absl opens a flagfile that a flagfile names relative to the working directory; here
+    it is relative to the file that names it, so recipes work from anywhere.
+    """
+    result = []
+    for argument in argv:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name != "flagfile" or not argument.startswith("-") or not value:
+            result.append(argument)
+            continue
+        path = os.path.realpath(os.path.join(folder, os.path.expanduser(value)))
+        if path in seen:
+            raise SystemExit(f"tfsimclr: the flagfile {value} includes itself.")
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = [line.strip() for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SystemExit(
+                f"tfsimclr: cannot read the flagfile {value}: {error}."
+            ) from None
+        inner = [line for line in lines if line.startswith("-")]
+        result += expanded(inner, os.path.dirname(path), (*seen, path))
+    return result
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"tfsimclr: {error} See --help.")
+
+
+def _main(argv) -> None:
+    try:
+        if argv[1:]:
+            raise ValueError(f"Expected flags only (--name=value), got {argv[1:]}.")
+        run(configs.from_flags())
+    except KeyboardInterrupt:
+        sys.exit("Stopped and saved. The same command goes on from here.")
+    except (ValueError, FloatingPointError, OSError) as error:
+        if not _is_for_the_user(error):
+            raise
+        sys.exit(f"tfsimclr: {' '.join(str(error).split())}")
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether we raised it ourselves, or the operating system did: no bug of ours."""
+    if isinstance(error, OSError):
+        return True
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return pathlib.Path(last.filename).parent == pathlib.Path(__file__).parent
+
+
+def run(config: configs.Config) -> None:
+    """Runs one mode.
+
+    Raises:
+        ValueError: If the settings do not fit each other, the data or the run folder.
+    """
+    tf = _tensorflow()
+    from tfsimclr import build, evaluate, export, pretrain, runfolder
+
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    dataset = build.dataset(config)
+    config = build.resolve(config, dataset)
+    if not config.workdir:
+        config = dataclasses.replace(config, workdir=config.default_workdir())
+    workdir = runfolder.prepare(config)
+    print("\n".join(config.lines()), flush=True)
+    with runfolder.lock(workdir):
+        if config.mode in ("all", "pretrain"):
+            pretrain.pretrain(config, dataset, workdir)
+        if config.mode in ("all", "evaluate"):
+            evaluate.evaluate(config, dataset, workdir)
+        if config.mode in ("all", "export"):
+            export.export(config, workdir)
+    print(f"Run folder: {workdir}")
+
+
+def _tensorflow():
+    """Imports TensorFlow without its notices of every start.
+
+    It writes them to file descriptor 2 before any log level is read.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.ERROR)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return tf
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The folder of a run: made, or recognised as the one to continue."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+
+from tfsimclr import __version__
+from tfsimclr.config import Config
+
+
+def prepare(config: Config) -> pathlib.Path:
+    """Returns the run folder, with flags.txt; creates it or checks that it matches.
+
+    Raises:
+        ValueError: If the folder belongs to other settings or is no run folder.
+    """
+    path = pathlib.Path(config.workdir)
+    flags_file = path / "flags.txt"
+    if flags_file.exists():
+        _check_same(config, flags_file)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"--workdir={path} exists and is not a run folder (it has no flags.txt). "
+            "Name a new or empty folder."
+        )
+    elif config.mode in ("evaluate", "export"):
+        raise ValueError(
+            f"--mode={config.mode} needs a run to work on, and {path} is none. Name "
+            "one with --workdir, and give the flags of its flags.txt "
+            "(--flagfile=<run>/flags.txt)."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    text = "\n".join([f"# tfsimclr {__version__}", *config.lines()]) + "\n"
+    flags_file.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path):
+    """Holds a run folder for this process; frees it however the process ends.
+
+    Raises:
+        ValueError: If another process holds it; the message names it.
+    """
+    with open(path / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            # The kernel frees it with the process, so a lock cannot go stale.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{path} is in use by process {file.read().strip() or 'unknown'}. Wait "
+                "for it, stop it, or name another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _check_same(config: Config, flags_file: pathlib.Path) -> None:
+    header, *lines = flags_file.read_text(encoding="utf-8").splitlines() or [""]
+    version = header.removeprefix("# tfsimclr ").strip()
+    if _numbers(version) > _numbers(__version__):
+        raise ValueError(
+            f"{flags_file.parent} was made by tfsimclr {version}, this is "
+            f"{__version__}. Update tfsimclr or name another --workdir."
+        )
+    before = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
+    now = config.pretraining()
+    differences = [
+        f"--{name}={before[name]} there, --{name}={now[name]} here"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"{flags_file.parent} holds a run of other settings: "
+            f"{'; '.join(differences)}. Give the same flags (--flagfile={flags_file}) "
+            "to continue it, or another --workdir."
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -1,0 +1,59 @@
+"""What a run has learned, read back from its folder."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from tfsimclr import build, checkpoints
+from tfsimclr.config import Config
+
+
+def model(config: Config, workdir: pathlib.Path):
+    """Returns the model of the newest checkpoint, in float32, and its meta.
+
+    Float32 whatever the training used: the numbers reported are those of the exported
+    model, and no test image depends on the machine's fast types.
+
+    Raises:
+        ValueError: If the folder has no checkpoint.
+    """
+    found = checkpoints.latest(workdir / "checkpoints")
+    if found is None:
+        raise ValueError(
+            f"{workdir} has no checkpoint to evaluate or export. "
+            "Run with --mode=pretrain or --mode=all first."
+        )
+    arrays, meta = found
+    network = untrained(config)
+    checkpoints.restore(network, arrays)
+    return network, meta
+
+
+def untrained(config: Config):
+    """Returns the model as it was before its first step, in float32."""
+    return build.method(dataclasses.replace(config, precision="float32"))
+
+
+def save_classifier(workdir: pathlib.Path, network, feature: str, layer) -> None:
+    """Keeps the linear classifier of a feature for the export."""
+    kernel, bias = layer.get_weights()
+    np.savez(
+        workdir / "features" / "classifier.npz",
+        model=checkpoints.fingerprint(network),
+        feature=feature,
+        kernel=kernel,
+        bias=bias,
+    )
+
+
+def classifier(workdir: pathlib.Path, network):
+    """Returns the `(feature, kernel, bias)` kept for this very model, or None."""
+    path = workdir / "features" / "classifier.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as archive:
+        # The features of a later checkpoint are not those the classifier learned.
+        if str(archive["model"]) != checkpoints.fingerprint(network):
+            return None
+        return str(archive["feature"]), archive["kernel"], archive["bias"]
