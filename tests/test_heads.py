@@ -20,6 +20,11 @@ FORMULAS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    keras.utils.set_random_seed(0)
+
+
 def features(n=5, width=WIDTH, seed=0):
     return np.random.default_rng(seed).normal(size=(n, width)).astype("float32")
 
@@ -56,7 +61,8 @@ def test_hidden_layers_are_as_wide_as_h_unless_told():
 @pytest.mark.parametrize("num_layers", [1, 2, 4, 8])
 @pytest.mark.parametrize("activation", FORMULAS)
 def test_outputs_are_what_numpy_computes(num_layers, activation):
-    head = heads.ProjectionHead(num_layers, 3, 4, activation)
+    # Wide enough that eight layers of ReLUs do not all die.
+    head = heads.ProjectionHead(num_layers, 3, 32, activation)
     outputs = head(features())
     weights = kernels(head)
     assert len(weights) == num_layers

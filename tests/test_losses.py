@@ -285,3 +285,17 @@ def test_info_nce_is_one_sided():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     swapped = losses.info_nce(key, query, temperature)
     np.testing.assert_allclose(swapped, math.log(n), rtol=1e-5)
+
+
+def test_info_nce_matches_npairs_loss_of_tensorflow_addons():
+    with np.load(ADDONS) as saved:
+        query, key = saved["npairs_queries"], saved["npairs_keys"]
+        temperature = float(saved["npairs_temperature"])
+        expected = float(saved["npairs_loss"])
+    # Addons leaves the normalisation to its caller, so the stored rows have length one.
+    np.testing.assert_allclose(np.linalg.norm(query, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(key, axis=1), 1, rtol=1e-5)
+    loss = losses.info_nce(query, key, temperature)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    swapped = losses.info_nce(key, query, temperature)
+    assert abs(float(swapped) - expected) > 1e-3  # the data tells the sides apart

@@ -7,14 +7,23 @@ import tensorflow as tf
 
 from tfsimclr import augment, heads, lars, losses, resnet, simclr
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3)).astype("uint8")
+RANDOM = np.random.default_rng(0)
+# Each image has a colour of its own, so that a few steps can learn to tell them apart.
+COLOURS = RANDOM.integers(30, 226, (32, 1, 1, 3))
+IMAGES = (COLOURS + RANDOM.integers(-30, 30, (32, 16, 16, 3))).astype("uint8")
 
 
 def small_model(seed=0, **head):
     keras.utils.set_random_seed(1)
     encoder = resnet.resnet(depth=10, width=0.125, stem="medium")
     head = heads.ProjectionHead(num_layers=2, dim=8, **head)
-    return simclr.SimCLR(encoder, head, augment.Views(16), temperature=0.5, seed=seed)
+    return simclr.SimCLR(
+        encoder,
+        head,
+        augment.Views(16, jitter_strength=0.2),
+        temperature=0.5,
+        seed=seed,
+    )
 
 
 def weights(model):
@@ -114,8 +123,8 @@ def test_batch_norm_sees_both_views_together():
     model = small_model()
     seen = []
     call = model.encoder.call
-    model.encoder.call = lambda x, **options: seen.append(x.shape[0]) or call(
-        x, **options
+    model.encoder.call = lambda x, **options: (
+        seen.append(x.shape[0]) or call(x, **options)
     )
     model.objective(*model.pair(IMAGES, 0))
     assert seen == [64]

@@ -40,6 +40,11 @@ def count(variables):
     return sum(math.prod(variable.shape) for variable in variables)
 
 
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture
 def policy(request):
     before = keras.config.dtype_policy()

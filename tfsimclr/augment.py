@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from tfsimclr import color, resample
 
-
 # No two of them share their random numbers.
 CROP, FLIP, BLUR, JITTER, GRAYSCALE = range(5)
 
@@ -32,9 +31,9 @@ def uniform(seed, purpose: int, shape) -> tf.Tensor:
 class Views:
     """Makes one random view of every image of a batch, as SimCLR draws them.
 
-    Every image draws its own parameters, and everything drawn is a function of the seed.
-    Bilinear resizing is torchvision's default, with which the accuracies on STL-10 that
-    we compare with were measured.
+    Every image draws its own parameters, and all that is drawn is a function of the
+    seed. Resizing is bilinear, torchvision's default, with which the accuracies on
+    STL-10 that we compare with were measured.
 
         views = Views(96)
         view_a, view_b = views(images, [0, 0]), views(images, [0, 1])
@@ -94,11 +93,10 @@ class Views:
         Returns:
             `[n, image_size, image_size, 3]`, float32 in 0-1.
         """
-        images = tf.convert_to_tensor(images)
+        images = _checked(images)
         rows, columns = self.geometry(images, seed)
         planes = resample_images(images, rows, columns)
-        maps = self.colors(planes, seed)
-        return paint(planes, maps)
+        return paint(planes, self.colors(planes, seed))
 
     def geometry(self, images, seed):
         """Returns the matrices `[n, s, H]` and `[n, s, W]` of a batch."""
@@ -122,14 +120,14 @@ class Views:
         return rows, columns
 
     def colors(self, planes, seed):
-        """Returns the colour maps `[n, 3, 4]` of planes `[n, s, 3, s]`, or None."""
+        """Returns the colour maps `[n, 3, 4]` of planes `[n, 3, s, s]`, or None."""
         if not (self.jitter_strength or self.grayscale):
             return None
         n = tf.shape(planes)[0]
         draws = uniform(seed, JITTER, [n, 5])
         jitter = color.random_jitter(draws, self.jitter_strength)
         grayscale = uniform(seed, GRAYSCALE, [n]) < self.grayscale
-        return color.affine_maps(jitter, grayscale, tf.reduce_mean(planes, [1, 3]))
+        return color.affine_maps(jitter, grayscale, tf.reduce_mean(planes, [2, 3]))
 
     def get_config(self):
         names = ("image_size", "crop_min_area", "jitter_strength", "blur", "flip")
@@ -141,52 +139,61 @@ class Views:
 
 
 def resample_images(images, rows, columns) -> tf.Tensor:
-    """Returns `rows @ image @ columns^T` of each image and colour, `[n, s, 3, t]`.
+    """Returns `rows @ image @ columns^T` of each image and colour, `[n, 3, s, t]`.
 
     Args:
         images: `[n, H, W, 3]`, uint8 or float.
         rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all.
         columns: `[n, t, W]`, likewise.
     """
-    n, height, width, _ = tf.unstack(tf.shape(images))
-    size_y, size_x = tf.shape(rows)[1], tf.shape(columns)[1]
-    # Colours before columns: both products are then of whole matrices per image, and
-    # the bytes are cheaper to move than floats.
-    planes = tf.cast(tf.transpose(images, [0, 1, 3, 2]), tf.float32)
-    planes = rows @ tf.reshape(planes, [n, height, 3 * width])  # [n, s, 3W]
-    planes = tf.reshape(planes, [n, 3 * size_y, width])
-    planes = tf.matmul(planes, columns, transpose_b=True)  # [n, 3s, t]
-    return tf.reshape(planes, [n, size_y, 3, size_x])
+    _, height, width, _ = tf.unstack(tf.shape(images))
+    # Bytes are cheaper to transpose than floats.
+    planes = tf.cast(tf.transpose(images, [0, 3, 1, 2]), tf.float32)
+    planes = tf.reshape(planes, [-1, 3 * height, width])
+    planes = tf.matmul(planes, columns, transpose_b=True)  # [n, 3H, t]
+    planes = tf.reshape(planes, [-1, 3, height, columns.shape[1]])
+    return tf.matmul(rows[:, None], planes)
 
 
 def paint(planes, maps=None) -> tf.Tensor:
-    """Returns images in 0-1, `[n, s, t, 3]`, of planes `[n, s, 3, t]` in 0-255.
+    """Returns images in 0-1, `[n, s, t, 3]`, of planes `[n, 3, s, t]` in 0-255.
 
     Args:
         planes: As `resample_images` returns them.
         maps: `[n, 3, 4]`, as `color.affine_maps` returns them, or None to keep colours.
     """
-    channels = tf.unstack(planes / 255.0, axis=2)
-    if maps is not None:
-        maps = maps[:, :, :, None, None]
-        channels = [
-            sum(maps[:, i, j] * channels[j] for j in range(3)) + maps[:, i, 3] / 255.0
-            for i in range(3)
-        ]
-    return tf.clip_by_value(tf.stack(channels, axis=3), 0.0, 1.0)
+    _, _, height, width = planes.shape
+    colors = tf.reshape(planes, [-1, 3, height * width])
+    if maps is None:
+        colors = colors / 255.0
+    else:
+        maps = maps / 255.0
+        colors = maps[:, :, :3] @ colors + maps[:, :, 3:]
+    colors = tf.clip_by_value(colors, 0.0, 1.0)
+    return tf.reshape(tf.transpose(colors, [0, 2, 1]), [-1, height, width, 3])
+
+
+def _checked(images) -> tf.Tensor:
+    images = tf.convert_to_tensor(images)
+    if images.shape.rank != 4 or images.shape[3] != 3:
+        raise ValueError(
+            "images must be a batch of RGB images, [n, height, width, 3], "
+            f"got {images.shape}."
+        )
+    return images
 
 
 def plain_view(images, image_size: int) -> tf.Tensor:
     """Returns the central square of each image, resized as evaluation needs it.
 
     Args:
-        images: `[n, H, W, 3]`, uint8, or float in 0-255; any of the sizes may be unknown.
-        image_size: Pixels of a side that come out. The resize is bilinear, antialiased.
+        images: `[n, H, W, 3]`, uint8, or float in 0-255; sizes may be unknown.
+        image_size: Pixels of a side that come out, bilinear and antialiased.
 
     Returns:
         `[n, image_size, image_size, 3]`, float32 in 0-1.
     """
-    images = tf.convert_to_tensor(images)
+    images = _checked(images)
     if images.shape[1] == images.shape[2] == image_size:
         return tf.clip_by_value(tf.cast(images, tf.float32) / 255.0, 0.0, 1.0)
     sides = tf.shape(images)[1:3]

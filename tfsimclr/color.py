@@ -1,11 +1,11 @@
 """Colour jitter and grayscale as one affine map of colour per image.
 
 In YIQ (luma Y, chroma I and Q) brightness scales all three, contrast scales all three
-and adds a grey that keeps the image's mean luma, saturation scales the chroma, hue turns
-it, and grayscale drops it. Without clipping in between these commute: all orders in which
-an image could draw them give the same map (tests/test_color.py goes through the 24). So
-no order is drawn, and an image's map has four numbers: a gain of luma, a gain and an angle
-of chroma, and a grey.
+and adds a grey that keeps the image's mean luma, saturation scales the chroma, hue
+turns it, and grayscale drops it. Without clipping in between these commute: every order
+in which an image could draw them gives the same map (tests/test_color.py goes through
+all 24). So no order is drawn, and the map of an image comes from four numbers: a gain
+of luma, a gain and an angle of chroma, and a grey.
 """
 
 import math

@@ -6,33 +6,9 @@ import os
 
 from absl import flags
 
-from tfsimclr import options
+from tfsimclr import defaults, options
 from tfsimclr.options import option
 
-OPTIMIZER_DEFAULTS = {
-    # learning_rate per scaling rule, then the fields of the same name.
-    "adam": {
-        "learning_rate": {"none": 3e-4, "linear": 6e-4, "sqrt": 2.65e-5},
-        "learning_rate_scaling": "none",
-        "warmup_epochs": 0.0,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-    },
-    "lars": {
-        "learning_rate": {"none": 0.3, "linear": 0.3, "sqrt": 0.075},
-        "learning_rate_scaling": "sqrt",
-        "warmup_epochs": 1.0,
-        "schedule": "cosine",
-        "weight_decay": 1e-6,
-    },
-    "sgd": {
-        "learning_rate": {"none": 0.03, "linear": 0.06, "sqrt": 2.65e-3},
-        "learning_rate_scaling": "none",
-        "warmup_epochs": 0.0,
-        "schedule": "cosine",
-        "weight_decay": 1e-4,
-    },
-}
 # What may change between two runs of one folder: none of it touches the training.
 NOT_PRETRAINING = (
     "mode workdir cache_dir num_train_images feature probe_epochs probe_optimizer "
@@ -132,7 +108,7 @@ class Config:
     optimizer: str = option(
         "adam",
         "Optimizer of the pretraining; lars scales each layer's step by its weights.",
-        choices=tuple(OPTIMIZER_DEFAULTS),
+        choices=tuple(defaults.OPTIMIZERS),
     )
     learning_rate: float | None = option(
         None,
@@ -232,12 +208,11 @@ class Config:
 
     def with_optimizer_defaults(self) -> "Config":
         """Returns the config with the optimizer's defaults in place of None."""
-        defaults = dict(OPTIMIZER_DEFAULTS[self.optimizer])
-        rule = self.learning_rate_scaling or defaults["learning_rate_scaling"]
-        defaults["learning_rate"] = defaults["learning_rate"][rule]
-        # One epoch of warm-up in a run of one epoch would leave nothing to train.
-        defaults["warmup_epochs"] = min(defaults["warmup_epochs"], self.epochs / 10)
-        return self.replace_none(**defaults)
+        return self.replace_none(
+            **defaults.of_optimizer(
+                self.optimizer, self.learning_rate_scaling, self.epochs
+            )
+        )
 
     def replace_none(self, **values) -> "Config":
         """Returns the config with `values` for those of the settings that are None."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import statistics
 from collections.abc import Iterator
 
 import numpy as np
@@ -68,18 +67,7 @@ class FolderSource:
         paths = sorted(path for files in self.splits.values() for path, _ in files)
         rng = np.random.default_rng(0)
         sample = rng.choice(len(paths), min(_SAMPLE, len(paths)), replace=False)
-        sides, error = [], None
-        for index in sample:
-            try:
-                sides.append(images.short_side(paths[index]))
-            except images.Unreadable as unreadable:
-                error = unreadable
-        if not sides:
-            raise ValueError(
-                f"none of {len(sample)} images below {self.folder!r} can be read, "
-                f"for example {error}."
-            )
-        return int(statistics.median_low(sides))
+        return images.median_short_side((paths[i], paths[i]) for i in sample)
 
     def fingerprint(self) -> str:
         """Returns a digest of names, labels, sizes and modification times."""

@@ -5,6 +5,7 @@ import concurrent.futures
 import io
 import os
 import stat
+import statistics
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -121,6 +122,26 @@ def short_side(source: str | bytes, name: str = "") -> int:
             return min(image.size)
     except Exception as error:
         raise Unreadable(name, _reason(error)) from error
+
+
+def median_short_side(sources: Iterable[tuple[str | bytes, str]]) -> int:
+    """Returns the median short side, in pixels, of those images that can be read.
+
+    Args:
+        sources: Pairs (path or bytes, name for messages).
+
+    Raises:
+        ValueError: If none can be read.
+    """
+    sides, error = [], None
+    for source, name in sources:
+        try:
+            sides.append(short_side(source, name))
+        except Unreadable as unreadable:
+            error = unreadable
+    if not sides:
+        raise ValueError(f"none of the images looked at can be read, such as {error}.")
+    return statistics.median_low(sides)
 
 
 def read_all(

@@ -7,8 +7,11 @@ import tensorflow as tf
 
 def normalize(z: tf.Tensor) -> tf.Tensor:
     """Returns the rows of `z` (`[n, d]`, any float type) at length one, in float32."""
-    # Cast first: l2_normalize's epsilon of 1e-12 is zero in float16.
-    return tf.math.l2_normalize(tf.cast(z, tf.float32), axis=1)
+    # Cast first: 1e-12 is zero in float16.
+    z = tf.cast(z, tf.float32)
+    squared = tf.reduce_sum(tf.square(z), axis=1, keepdims=True)
+    # Not l2_normalize: its gradient at a zero row is 1e6, infinite once back in float16.
+    return z * tf.math.rsqrt(tf.where(squared > 1e-12, squared, 1.0))
 
 
 def chance(n: int) -> float:

@@ -53,7 +53,13 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
             raise SystemExit(
                 f"tfsimclr: cannot read the flagfile {value}: {error}."
             ) from None
-        inner = [line for line in lines if line.startswith("-")]
+        inner = [line for line in lines if line and not line.startswith(("#", "//"))]
+        for line in inner:
+            if not line.startswith("-"):
+                raise SystemExit(
+                    f"tfsimclr: expected --name=value in the flagfile {value}, got "
+                    f"{line!r}. Comments start with #."
+                )
         result += expanded(inner, os.path.dirname(path), (*seen, path))
     return result
 

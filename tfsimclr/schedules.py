@@ -56,7 +56,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     ):
         if decay not in DECAYS:
             raise ValueError(f"decay must be one of {DECAYS}, got {decay!r}.")
-        if not 0 <= warmup_steps < max(total_steps, 1):
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}.")
+        if not 0 <= warmup_steps < total_steps:
             raise ValueError(
                 "warmup_steps must be at least 0 and below total_steps, got "
                 f"warmup_steps={warmup_steps} and total_steps={total_steps}. "
@@ -73,8 +75,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = keras.ops.convert_to_tensor(self.peak, "float32")
         if self.decay == "cosine":
             length = self.total_steps - self.warmup_steps
-            progress = keras.ops.clip((step - self.warmup_steps) / length, 0.0, 1.0)
-            rate = rate * 0.5 * (1.0 + keras.ops.cos(math.pi * progress))
+            left = keras.ops.clip((self.total_steps - step) / length, 0.0, 1.0)
+            # 0.5 (1 + cos) cancels to exactly 0 over the last steps of a long run.
+            rate = rate * keras.ops.square(keras.ops.sin(0.5 * math.pi * left))
         if self.warmup_steps:
             warming = self.peak * (step + 1.0) / self.warmup_steps
             rate = keras.ops.where(step < self.warmup_steps, warming, rate)

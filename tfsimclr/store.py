@@ -71,6 +71,8 @@ def open(path: str | pathlib.Path, fingerprint: str = "", verify: bool = True) -
             raise Unusable(f"has format {meta['format']}, expected {FORMAT}")
         if meta["fingerprint"] != fingerprint:
             raise Unusable("was made of other data or with other settings")
+        if meta.pop("digest") != digest(meta):
+            raise Unusable("is damaged: meta.json does not match its checksum")
         for name, expected in meta["checksums"].items() if verify else ():
             if not _is_whole(folder / name, expected):
                 raise Unusable(f"is damaged: {name} does not match its checksums")
@@ -92,6 +94,11 @@ def open(path: str | pathlib.Path, fingerprint: str = "", verify: bool = True) -
         raise Unusable(f"is damaged: {type(error).__name__}: {error}") from error
 
 
+def digest(meta: dict) -> str:
+    """Returns the checksum of a store's description."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
 def checksums(path: pathlib.Path, pieces: Iterable[int] | None = None) -> list[str]:
     """Returns the SHA-256 of the 16 MB pieces of a file: of all, or of those asked for.
 
@@ -99,7 +106,7 @@ def checksums(path: pathlib.Path, pieces: Iterable[int] | None = None) -> list[s
     opened.
     """
 
-    def digest(piece: int) -> str:
+    def checksum(piece: int) -> str:
         with path.open("rb") as file:
             file.seek(piece * _PIECE_BYTES)
             return hashlib.sha256(file.read(_PIECE_BYTES)).hexdigest()
@@ -107,7 +114,7 @@ def checksums(path: pathlib.Path, pieces: Iterable[int] | None = None) -> list[s
     if pieces is None:
         pieces = range(-(-path.stat().st_size // _PIECE_BYTES))
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(digest, pieces))
+        return list(pool.map(checksum, pieces))
 
 
 def _is_whole(path: pathlib.Path, expected: list[str]) -> bool:

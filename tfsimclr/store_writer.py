@@ -64,15 +64,13 @@ def create(
             },
         }
         with (work / "meta.json").open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
+            json.dump({**meta, "digest": store.digest(meta)}, file, indent=1)
             _flush(file)
         # Opened before it is moved: mapped files stay whatever happens to their names.
         made = store.open(work, fingerprint, verify=False)
-        return (
-            made
-            if _publish(work, target, fingerprint)
-            else store.open(path, fingerprint)
-        )
+        _sync_folder(work)
+        published = _publish(work, target, fingerprint)
+        return made if published else store.open(target, fingerprint)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

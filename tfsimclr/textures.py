@@ -1,10 +1,13 @@
 """Textures: the embedded data set, ten procedural image classes made with NumPy.
 
 A class is a pattern that fills the whole image, so any crop of it still shows the class.
-Everything else is drawn per image from the same distributions for all classes: position,
-orientation, scale, palette and which of its two colours comes first, contrast, light and
-noise. Each pattern is a height field cut at its own median, so every image is half one
-colour and half the other: neither mean colour nor contrast gives the class away.
+Everything else is drawn per image, from the same distributions for all classes.
+
+Two rules make the set useful for contrastive learning. A pattern is a height field cut
+at its own median, so every image is half light and half dark: neither mean colour nor
+contrast gives the class away. And images differ in colour only as the colour jitter of
+the views makes them differ anyway: with as few as two palettes to tell apart, SimCLR
+learns the palette in a few epochs and hardly anything about the patterns.
 """
 
 import numpy as np
@@ -14,19 +17,16 @@ SPLITS = {"unlabeled": 4000, "train": 1000, "test": 1000}
 _SEED = 2020
 _NUM_SCALARS = 16  # uniform draws per image
 _LATTICE = 24  # cells of per-image random numbers along each side, repeated beyond
-_CHUNK = 256  # images rendered at a time: bounds memory at large sizes
+_CHUNK = 128  # images rendered at a time: bounds memory at large sizes
 
-# Pairs of RGB colours. Few, and all near one luminance contrast: a free choice of
-# colours would let a contrastive learner match views by colour alone.
-_PALETTES = np.array(
-    [
-        [[0.82, 0.74, 0.62], [0.30, 0.26, 0.36]],
-        [[0.62, 0.78, 0.80], [0.38, 0.24, 0.24]],
-        [[0.80, 0.70, 0.74], [0.22, 0.32, 0.28]],
-        [[0.70, 0.80, 0.60], [0.32, 0.24, 0.40]],
-    ],
-    np.float32,
-)
+_CELLS = 5.5  # pattern periods across an image, and the factor by which they vary
+_CELLS_RANGE = 1.25
+_ROTATION = np.pi / 10  # at most, either way
+_SHARPNESS = 3.0  # of the outlines
+_SLOPE = 0.3  # of the light across an image and, below, pixel noise: both in units of
+_NOISE = 0.1  # the pattern's standard deviation
+_HUE = 0.06  # turns of hue at most, either way: well inside the 0.2 of colour jitter
+_LIGHT, _DARK = (0.76, 0.66, 0.52), (0.24, 0.25, 0.36)
 
 
 def make(split: str, image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -64,44 +64,57 @@ def make(split: str, image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 def _render(pattern, split, indices, image_size):
     """Returns uint8 images `[n, s, s, 3]` of one class."""
+    stream = tuple(SPLITS).index(split)
     generators = [
-        np.random.default_rng((_SEED, list(SPLITS).index(split), index))
-        for index in indices.tolist()
+        np.random.default_rng((_SEED, stream, index)) for index in indices.tolist()
     ]
-    scalars = np.stack([g.random(_NUM_SCALARS, np.float32) for g in generators])
-    lattice = np.stack([g.random((_LATTICE, _LATTICE, 3), np.float32) for g in generators])
-    noise = np.stack(
-        [g.standard_normal((image_size, image_size), np.float32) for g in generators]
-    )
-    draw = scalars.T[:, :, None, None]  # [scalars, n, 1, 1]
-    center = ((np.arange(image_size) + 0.5) / image_size - 0.5).astype(np.float32)
-    y, x = center[None, :, None], center[None, None, :]
+    scalars = [generator.random(_NUM_SCALARS, np.float32) for generator in generators]
+    lattice = [generator.random((_LATTICE, _LATTICE, 2)) for generator in generators]
+    noise = [
+        generator.standard_normal((image_size, image_size)) for generator in generators
+    ]
+    scalars = np.stack(scalars).T[:, :, None, None]  # [scalars, n, 1, 1]
+    symmetric = 2 * scalars - 1
+    middle = ((np.arange(image_size) + 0.5) / image_size - 0.5).astype(np.float32)
+    y, x = middle[None, :, None], middle[None, None, :]
 
-    angle = np.pi * (2 * draw[0] - 1) * _ROTATION
-    cells = _CELLS * 1.4 ** (2 * draw[1] - 1)  # periods across the image
-    u = cells * (np.cos(angle) * x + np.sin(angle) * y) + _LATTICE * (1 + draw[2])
-    v = cells * (np.cos(angle) * y - np.sin(angle) * x) + _LATTICE * (1 + draw[3])
+    angle = _ROTATION * symmetric[0]
+    cells = _CELLS * _CELLS_RANGE ** symmetric[1]
+    # Far enough from the origin that every coordinate is positive.
+    u = cells * (np.cos(angle) * x + np.sin(angle) * y) + _LATTICE * (1 + scalars[2])
+    v = cells * (np.cos(angle) * y - np.sin(angle) * x) + _LATTICE * (1 + scalars[3])
+    tone = _standardise(pattern(u, v, np.stack(lattice).astype(np.float32)))
 
-    field = pattern(u, v, lattice)  # [n, s, s]
-    field = field - np.median(field, axis=(1, 2), keepdims=True)
-    field = field / (np.abs(field).mean(axis=(1, 2), keepdims=True) + 1e-6)
-    tone = np.tanh(_SHARPNESS * field) * np.where(draw[4] < 0.5, -1, 1)
-    tone = tone - tone.mean(axis=(1, 2), keepdims=True)
-    tone = tone / (tone.std(axis=(1, 2), keepdims=True) + 1e-6)
-
-    palette = _PALETTES[(scalars[:, 5] * len(_PALETTES)).astype(int)]  # [n, 2, 3]
-    middle, swing = palette.mean(axis=1), (palette[:, 0] - palette[:, 1]) / 2
-    contrast = 0.7 + 0.3 * draw[6]
-    direction = 2 * np.pi * draw[7]
-    light = 0.3 * draw[8] * (np.cos(direction) * x + np.sin(direction) * y)
-    value = contrast * tone + 0.1 * noise + light
-    image = middle[:, None, None] + value[..., None] * swing[:, None, None]
+    direction = np.pi * symmetric[4]
+    slope = _SLOPE * scalars[5] * (np.cos(direction) * x + np.sin(direction) * y)
+    tone = tone + slope + _NOISE * np.stack(noise).astype(np.float32)
+    image = _colors(tone, scalars[6:10, :, :, :, None])
     return np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
 
 
-_ROTATION = 0.1
-_CELLS = 5.0
-_SHARPNESS = 3.0
+def _standardise(field):
+    """Returns the field cut at its median, mean 0 and standard deviation 1 each."""
+    field = field - np.median(field, axis=(1, 2), keepdims=True)
+    field = field / (np.abs(field).mean(axis=(1, 2), keepdims=True) + 1e-6)
+    tone = np.tanh(_SHARPNESS * field)
+    tone = tone - tone.mean(axis=(1, 2), keepdims=True)
+    return tone / (tone.std(axis=(1, 2), keepdims=True) + 1e-6)
+
+
+def _colors(tone, draws):
+    """Returns RGB `[n, s, s, 3]`: one palette, varied as colour jitter varies it."""
+    brightness, contrast, saturation, hue = draws
+    light, dark = np.array(_LIGHT, np.float32), np.array(_DARK, np.float32)
+    image = (light + dark) / 2 + (0.5 + 0.5 * contrast) * tone[..., None] * (
+        light - dark
+    ) / 2
+    gray = image.mean(axis=-1, keepdims=True)
+    image = gray + (0.4 + 0.8 * saturation) * (image - gray)
+    # A hue rotation about the gray axis mixes in the channels' cyclic differences.
+    turn = 2 * np.pi * _HUE * (2 * hue - 1)
+    swirl = (np.roll(image, -1, axis=-1) - np.roll(image, 1, axis=-1)) / np.sqrt(3)
+    image = gray + np.cos(turn) * (image - gray) + np.sin(turn) * swirl
+    return (0.8 + 0.4 * brightness) * image
 
 
 # Patterns: coordinates in cells `[n, s, s]` and random numbers per cell
@@ -137,9 +150,17 @@ def _dots(u, v, lattice):
     return -np.hypot(x, y)
 
 
-def _rings(u, v, lattice):
-    x, y, _ = _cell(u / 1.8, v / 1.8, lattice)
-    return _wave(2 * np.hypot(x, y))
+def _scales(u, v, lattice):
+    """Arcs of discs, each row of which covers the one above it."""
+    u, v = u / 3, v / 3
+    radius = np.full(u.shape, 9, np.float32)
+    row = np.floor(v / 0.35)
+    for step in (-1, 0, 1, 2):
+        center = row + step
+        x = (u + 0.5 * (center % 2)) % 1 - 0.5
+        distance = np.hypot(x, v - 0.35 * center)
+        radius = np.where(distance < 0.56, distance, radius)
+    return _wave(radius / 0.28)
 
 
 def _bricks(u, v, lattice):
@@ -152,11 +173,9 @@ def _triangles(u, v, lattice):
     return -np.maximum(2 * np.abs(x) + y, -y)
 
 
-def _crosses(u, v, lattice):
-    x, y, _ = _cell(u / 1.2, v / 1.2, lattice)
-    return -np.minimum(
-        np.maximum(np.abs(x), 3 * np.abs(y)), np.maximum(np.abs(y), 3 * np.abs(x))
-    )
+def _baskets(u, v, lattice):
+    parity = (np.floor(u / 2.4) + np.floor(v / 2.4)) % 2
+    return np.where(parity < 1, _wave(u / 0.8), _wave(v / 0.8))
 
 
 def _cracks(u, v, lattice):
@@ -177,7 +196,7 @@ def _cracks(u, v, lattice):
 def _clouds(u, v, lattice):
     """Smooth noise between random heights at the cell corners, two octaves."""
     total = 0.0
-    for octave, scale in enumerate((0.8, 1.6)):
+    for octave, scale in enumerate((1.3, 2.6)):
         x, y, corner = _cell(scale * u, scale * v, lattice)
         x, y = x + 0.5, y + 0.5
         x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
@@ -195,10 +214,10 @@ _PATTERNS = {
     "checkers": _checkers,
     "zigzag": _zigzag,
     "dots": _dots,
-    "rings": _rings,
+    "scales": _scales,
     "bricks": _bricks,
     "triangles": _triangles,
-    "crosses": _crosses,
+    "baskets": _baskets,
     "cracks": _cracks,
     "clouds": _clouds,
 }

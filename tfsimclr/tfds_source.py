@@ -2,8 +2,8 @@
 
 import difflib
 import hashlib
+import itertools
 import os
-import statistics
 import threading
 import urllib.error
 import urllib.request
@@ -67,14 +67,8 @@ class TfdsSource:
         fixed = static_side(self._builder)
         if fixed:
             return fixed
-        sides = []
-        for split in self.splits:
-            for source, name, _ in self._rows(split):
-                sides.append(images.short_side(source, name))
-                if len(sides) == _SAMPLE:
-                    break
-            break
-        return int(statistics.median_low(sides))
+        first = itertools.islice(self._rows(next(iter(self.splits))), _SAMPLE)
+        return images.median_short_side((source, name) for source, name, _ in first)
 
     def fingerprint(self) -> str:
         """Returns a digest of the prepared files: their names, sizes and times."""
@@ -158,9 +152,8 @@ def builder(name: str, data_dir: str = ""):
         known = tfds.list_builders(with_community_datasets=False)
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"--dataset={name}: {_one_line(error)}") from error
-    close = difflib.get_close_matches(
-        name, ["textures", "folder", *known], n=5, cutoff=0.5
-    )
+    choices = {"textures", "folder", *known}
+    close = difflib.get_close_matches(name, sorted(choices), n=5, cutoff=0.5)
     raise ValueError(
         f"--dataset must be textures, folder or a TFDS image data set, got {name!r}."
         + (f" Did you mean {', '.join(close)}?" if close else "")
@@ -235,14 +228,14 @@ def unreachable(url: str) -> str:
     result = ["no answer in time"]
 
     def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")
         try:
+            request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
             result[0] = ""
         except urllib.error.HTTPError:
             result[0] = ""  # an answer, whatever it says
-        except Exception as error:
-            result[0] = _one_line(error)
+        except Exception as error:  # no address, refused, timed out, odd protocol
+            result[0] = _one_line(getattr(error, "reason", error))
 
     # A thread, because looking up a host name has no timeout of its own.
     thread = threading.Thread(target=ask, daemon=True)
@@ -251,6 +244,6 @@ def unreachable(url: str) -> str:
     return result[0]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     text = " ".join((str(error) or type(error).__name__).split())
     return text if len(text) < 400 else text[:400] + " ..."
