@@ -58,7 +58,7 @@ def test_matches_pillow_where_nothing_clips(photographs, operation, factor):
 @pytest.mark.parametrize("case", range(len(ADDONS["color_hue_saturation_value"])))
 def test_hue_saturation_and_value_match_tensorflow_addons(case):
     hue, saturation, value = ADDONS["color_hue_saturation_value"][case]
-    jitter = (value, 1.0, saturation, hue)
+    jitter = (value, 1.0, saturation, -hue)  # Addons turns red towards blue
     ours = recolored(ADDONS["images"], jitter, clip=False)
     # Addons writes the inverse of its matrix with a few digits: 3e-4 at most.
     np.testing.assert_allclose(ours, ADDONS["colored"][case], atol=5e-4)
@@ -72,7 +72,7 @@ def turn_hue_in_hsv(image, turns):
 
 
 def turn_hue_in_yiq(image, turns):
-    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    cos, sin = np.cos(-2 * np.pi * turns), np.sin(-2 * np.pi * turns)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     yiq = color.RGB_TO_YIQ
     return image @ (np.linalg.inv(yiq) @ turn @ yiq).T
@@ -97,7 +97,7 @@ def step_by_step(image, jitter, order, turn_hue, clip):
 
 
 @pytest.mark.parametrize("grayscale", [False, True])
-@pytest.mark.parametrize("order", itertools.permutations(OPERATIONS))
+@pytest.mark.parametrize("order", list(itertools.permutations(OPERATIONS)))
 def test_every_order_gives_the_same_map(photographs, order, grayscale):
     """So drawing an order for every image would change nothing."""
     jitter = (1.6, 0.4, 1.3, -0.17)
@@ -129,9 +129,16 @@ def distances(photographs, jitters, orders):
     return np.mean(to_slow), np.mean(between)
 
 
-@pytest.mark.parametrize("strength,hue,bound", [(1.0, False, 9.0), (1.0, True, 9.0), (0.5, True, 9.0)])
+@pytest.mark.parametrize(
+    "strength,hue,bound", [(1.0, False, 0.006), (1.0, True, 0.03), (0.5, True, 0.024)]
+)
 def test_is_close_to_clipping_in_between(photographs, strength, hue, bound):
-    """MEASURED."""
+    """Measured means of |difference| per pixel and channel, values in 0-1.
+
+    At strength 1 it is 0.0254: 0.0042 without hue, which is the clipping, and the rest
+    comes with turning hue in YIQ instead of HSV. At strength 0.5 it is 0.0197. Two
+    jitters of one photograph are 0.192 and 0.105 apart.
+    """
     draws = augment.uniform([0, 3], augment.JITTER, [48, 5])
     jitters = color.random_jitter(draws, strength).numpy()
     if not hue:
@@ -139,9 +146,8 @@ def test_is_close_to_clipping_in_between(photographs, strength, hue, bound):
     rng = np.random.default_rng(0)
     orders = [rng.permutation(4) for _ in jitters]
     to_slow, between = distances(photographs, jitters, orders)
-    print(strength, hue, to_slow, between)
     assert to_slow < bound
-    assert to_slow < 0.5 * between
+    assert to_slow < 0.2 * between
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0, 2.0])

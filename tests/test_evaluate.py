@@ -14,6 +14,7 @@ from tfsimclr import (
     export,
     pretrain,
     probes,
+    projector,
     runfolder,
     trained,
 )
@@ -86,16 +87,20 @@ def test_random_h_is_the_encoder_before_training(finished):
 
 def test_cached_features_are_used_and_renewed(finished, monkeypatch):
     config, dataset, folder = finished
-    evaluate.evaluate(config, dataset, folder)
-    monkeypatch.setattr(
-        trained, "untrained", lambda config: pytest.fail("features were recomputed")
-    )
-    model, _ = trained.model.__wrapped__(config, folder) if hasattr(
-        trained.model, "__wrapped__"
-    ) else (None, None)
-    del model
-    key = (folder / "features" / "key.txt").read_text()
-    assert len(key) == 64
+    first = evaluate.evaluate(config, dataset, folder)
+
+    def refuse(*arguments):
+        raise AssertionError("the features were computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probes, "pixels", refuse)
+        patch.setattr(projector, "write", lambda *arguments: None)
+        second = evaluate.evaluate(config, dataset, folder)
+    assert second["features"] == first["features"]
+    # Another split is another key, not the old features.
+    fewer = dataclasses.replace(config, num_train_images=20)
+    evaluate.evaluate(fewer, dataset, folder)
+    assert np.load(folder / "features" / "h-train.npy").shape[0] == 20
 
 
 def test_labels_below_zero_are_left_out(finished):

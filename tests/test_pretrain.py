@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -85,11 +84,6 @@ def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(tiny, tmp_pa
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
     pretrain.pretrain(config, dataset, undisturbed)
-
-    class Stop(keras.callbacks.Callback):
-        def __init__(self, journal):
-            super().__init__()
-            self.journal = journal
 
     runfolder.prepare(config)
     original = callbacks.Journal.on_train_batch_end

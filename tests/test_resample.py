@@ -43,13 +43,17 @@ def resized(images, box, size, kernel):
     ],
 )
 def test_resize_matches_pillow(photographs, kernel, box, size):
-    """Pillow rounds to bytes twice; the mean difference is 0.2 to 0.35 of 255."""
+    """Pillow rounds to bytes, and clips, after each axis.
+
+    The mean difference is 0 to 0.32 of 255. The largest is 1.0 for bilinear; bicubic
+    overshoots, where a clip in between counts, and reaches 8.2.
+    """
     ours = np.clip(resized(photographs, box, size, kernel), 0, 255)
     for photograph, our in zip(photographs, ours, strict=True):
         theirs = Image.fromarray(photograph).resize(size, PILLOW[kernel], box=box)
         difference = np.abs(our - np.asarray(theirs, "float32"))
         assert difference.mean() <= 0.5
-        assert difference.max() <= 2.0
+        assert difference.max() <= {"bilinear": 1.5, "bicubic": 10.0}[kernel]
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -128,12 +132,14 @@ def random_boxes(n, height, width, min_area):
 
 def features(boxes, height, width):
     top, bottom, left, right = boxes.T.astype("float64")
-    return {
+    values = {
         "area": (bottom - top) * (right - left) / (height * width),
         "log aspect": np.log((right - left) / (bottom - top)),
         "middle y": (top + bottom) / 2,
         "middle x": (left + right) / 2,
     }
+    # The boxes after ten failures are all alike, and have to compare as equal.
+    return {name: np.round(value, 4) for name, value in values.items()}
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def test_an_unreadable_flagfile_is_named(tmp_path, content):
 def test_a_line_that_is_no_flag_is_not_ignored(tmp_path, line):
     # Dropping it would train with the default and call it the recipe.
     file = flagfile(tmp_path / "a.flags", "--seed=1", line)
-    assert line.split()[0] in refusal(file)
+    # The wrong method comes second, and keeps a program that does from training.
+    assert line.split()[0] in refusal(file, "--method=nonsense")
 
 
 def test_a_flagfile_saved_with_a_byte_order_mark_loses_no_line(tmp_path):

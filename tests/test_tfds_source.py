@@ -115,11 +115,8 @@ def test_a_download_out_of_reach_fails_in_seconds(tmp_path, cache, monkeypatch, 
     assert time.time() - start < 5
     for part in (name, str(tmp_path / "tfds"), "--data_dir", "--dataset=textures"):
         assert part in str(caught.value)
-    assert (
-        not os.path.isdir(cache)
-        and os.listdir(cache)
-        and not (tmp_path / "tfds" / name).exists()
-    )
+    assert not any(os.scandir(cache))
+    assert not (tmp_path / "tfds" / name).exists()
 
 
 def test_a_failing_download_is_one_line(tmp_path, cache, monkeypatch):

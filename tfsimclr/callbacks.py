@@ -77,17 +77,21 @@ class Journal(keras.callbacks.Callback):
         folder: The run folder.
         sample: uint8 images `[n, H, W, 3]` on which the features' health is measured.
         batch_size: Of the training, for images per second.
+        steps_per_epoch: Of the training.
         schedule: Learning rate of an update.
         keep: Checkpoints to keep.
         minutes: Save at least this often.
         meta: Goes into every checkpoint.
     """
 
-    def __init__(self, folder, sample, batch_size, schedule, keep, minutes, meta):
+    def __init__(
+        self, folder, sample, batch_size, steps_per_epoch, schedule, keep, minutes, meta
+    ):
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.sample = sample
         self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.schedule = schedule
         self.keep = keep
         self.minutes = minutes
@@ -152,6 +156,8 @@ class Journal(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.epoch_steps += 1
         self._last_step = time.monotonic()
+        if self.epoch_steps == self.steps_per_epoch:
+            return  # saved at the end of the epoch, together with its row
         if self.interrupted:
             self.save()
             raise KeyboardInterrupt
@@ -180,6 +186,8 @@ class Journal(keras.callbacks.Callback):
                 tf.summary.scalar(name, row[name])
         self._writer.flush()
         self.save()
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def write_history(self):
         text = io.StringIO()

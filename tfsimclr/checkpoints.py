@@ -99,14 +99,14 @@ def latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
 def variables_of(model) -> dict:
     """Returns every variable of a compiled model, its optimizer and its metrics.
 
-    Keys carry the position and the variable's own name. Not its path: Keras numbers the
-    layers of a process, so a second model of the same settings has other paths.
+    Keys carry the position and no name: Keras numbers the layers of a process, so a
+    second model of the same settings has variables of other names.
     """
     groups = {"model": model.variables, "metrics": model.metrics_variables}
     if _optimizer(model) is not None:
         groups["optimizer"] = model.optimizer.variables
     return {
-        f"{group}/{position}/{variable.name}": variable
+        f"{group}/{position}": variable
         for group, variables in groups.items()
         for position, variable in enumerate(variables)
     }

@@ -65,7 +65,7 @@ def affine_maps(jitter, grayscale, means) -> tf.Tensor:
     brightness, contrast, saturation, hue = tf.unstack(jitter, axis=1)
     gain = brightness * contrast
     chroma = gain * tf.where(grayscale, 0.0, saturation)
-    angle = 2 * math.pi * hue
+    angle = -2 * math.pi * hue  # as in HSV, red turns towards green
     weights = tf.stack([gain, chroma * tf.cos(angle), chroma * tf.sin(angle)], axis=1)
     matrices = tf.reshape(tf.matmul(weights, LUMA_AND_CHROMA), [-1, 3, 3])
     luma = tf.linalg.matvec(means, tf.constant(LUMA, tf.float32))

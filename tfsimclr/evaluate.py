@@ -41,8 +41,8 @@ def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> di
         scores = scores_of(config, dataset, model, workdir)
     elif config.mode == "evaluate":
         raise ValueError(
-            f"The data set {config.dataset} has no labelled train and test images of at "
-            "least two classes, so there is nothing to evaluate. The encoder can be "
+            f"The data set {config.dataset} has no labelled train and test images of "
+            "two classes or more, so there is nothing to evaluate. The encoder can be "
             "exported: --mode=export."
         )
     else:

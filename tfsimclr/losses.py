@@ -10,7 +10,7 @@ def normalize(z: tf.Tensor) -> tf.Tensor:
     # Cast first: 1e-12 is zero in float16.
     z = tf.cast(z, tf.float32)
     squared = tf.reduce_sum(tf.square(z), axis=1, keepdims=True)
-    # Not l2_normalize: its gradient at a zero row is 1e6, infinite once back in float16.
+    # Not l2_normalize: at a zero row its gradient is 1e6, infinite back in float16.
     return z * tf.math.rsqrt(tf.where(squared > 1e-12, squared, 1.0))
 
 

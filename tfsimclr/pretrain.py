@@ -36,6 +36,7 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
         workdir,
         sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),
         batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
         schedule=schedule,
         keep=config.keep_checkpoints,
         minutes=config.checkpoint_minutes,
@@ -54,6 +55,7 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
                 epochs=-(-last // steps_per_epoch),
                 steps_per_epoch=min(steps_per_epoch, last - first),
                 callbacks=watch,
+                shuffle=False,  # the batches come in their order
             )
 
 

@@ -1,6 +1,6 @@
 """Textures: the embedded data set, ten procedural image classes made with NumPy.
 
-A class is a pattern that fills the whole image, so any crop of it still shows the class.
+A class is a pattern that fills the whole image, so any crop still shows the class.
 Everything else is drawn per image, from the same distributions for all classes.
 
 Two rules make the set useful for contrastive learning. A pattern is a height field cut
@@ -105,9 +105,8 @@ def _colors(tone, draws):
     """Returns RGB `[n, s, s, 3]`: one palette, varied as colour jitter varies it."""
     brightness, contrast, saturation, hue = draws
     light, dark = np.array(_LIGHT, np.float32), np.array(_DARK, np.float32)
-    image = (light + dark) / 2 + (0.5 + 0.5 * contrast) * tone[..., None] * (
-        light - dark
-    ) / 2
+    swing = (0.5 + 0.5 * contrast) * (light - dark) / 2
+    image = (light + dark) / 2 + swing * tone[..., None]
     gray = image.mean(axis=-1, keepdims=True)
     image = gray + (0.4 + 0.8 * saturation) * (image - gray)
     # A hue rotation about the gray axis mixes in the channels' cyclic differences.
@@ -118,16 +117,21 @@ def _colors(tone, draws):
 
 
 # Patterns: coordinates in cells `[n, s, s]` and random numbers per cell
-# `[n, lattice, lattice, 3]` to a height field `[n, s, s]` whose median is the outline.
+# `[n, lattice, lattice, 2]` to a height field `[n, s, s]` whose median is the outline.
 
 
 def _wave(x):
     return np.cos(2 * np.pi * x)
 
 
-def _cell(u, v, lattice):
-    """Returns offsets from the cell's middle, in -0.5..0.5, and its random numbers."""
-    row, column = np.floor(v), np.floor(u)
+def _cell(u, v, lattice, stagger=0.0):
+    """Returns offsets from the cell's middle, -0.5 to 0.5, and its random numbers.
+
+    Every other row is shifted by `stagger` cells.
+    """
+    row = np.floor(v)
+    u = u + stagger * (row % 2)
+    column = np.floor(u)
     image = np.arange(len(u))[:, None, None]
     rows, columns = row.astype(int) % _LATTICE, column.astype(int) % _LATTICE
     return u - column - 0.5, v - row - 0.5, lattice[image, rows, columns]
@@ -146,7 +150,7 @@ def _zigzag(u, v, lattice):
 
 
 def _dots(u, v, lattice):
-    x, y, _ = _cell(u + 0.5 * (np.floor(v) % 2), v, lattice)
+    x, y, _ = _cell(u / 1.2, v / 1.2, lattice, stagger=0.5)
     return -np.hypot(x, y)
 
 
@@ -164,12 +168,12 @@ def _scales(u, v, lattice):
 
 
 def _bricks(u, v, lattice):
-    x, y, _ = _cell(u / 1.6 + 0.5 * (np.floor(v) % 2), v, lattice)
-    return np.minimum(1.6 * (0.5 - np.abs(x)), 0.5 - np.abs(y))
+    x, y, _ = _cell(u / 2.2, v / 1.1, lattice, stagger=0.5)
+    return np.minimum(2 * (0.5 - np.abs(x)), 0.5 - np.abs(y))
 
 
 def _triangles(u, v, lattice):
-    x, y, _ = _cell(u + 0.5 * (np.floor(v) % 2), v, lattice)
+    x, y, _ = _cell(u / 1.2, v / 1.2, lattice, stagger=0.5)
     return -np.maximum(2 * np.abs(x) + y, -y)
 
 
