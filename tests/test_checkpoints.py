@@ -323,9 +323,10 @@ def without(arrays, prefix):
         lambda arrays: without(arrays, "model/"),
         lambda arrays: without(arrays, "optimizer/"),
         lambda arrays: {**arrays, "model/99/extra": np.zeros(1)},
+        lambda arrays: {**arrays, list(arrays)[-1]: np.zeros((9, 9))},
         lambda arrays: {},
     ],
-    ids=["width", "optimizer", "weight", "slot", "extra", "nothing"],
+    ids=["width", "optimizer", "weight", "slot", "extra", "shape", "nothing"],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(misfit):
     model = tiny(steps=1)
