@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tfsimclr import augment, lars
 
-# Three decades: what suits the features of an encoder is far too small for pixels.
-LEARNING_RATES = (3e-4, 3e-3, 3e-2)
+# Four decades: what suits the features of an encoder is far too small for pixels.
+LEARNING_RATES = (3e-4, 3e-3, 3e-2, 3e-1)
 HELD_OUT = 0.1
 PIXEL_SIZE = 32
 
