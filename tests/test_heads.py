@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfsimclr import heads
+from tfsimclr.names import feature_names
 
 WIDTH = 6
 
@@ -38,9 +39,9 @@ def test_every_layer_is_returned_and_named(num_layers):
     head = heads.ProjectionHead(num_layers, dim=3, hidden_dim=4)
     h = features()
     outputs = head(h)
-    names = heads.feature_names(num_layers)
+    names = feature_names(num_layers)
     hidden = [f"head_{i}" for i in range(1, num_layers)]
-    assert names == ["h", *hidden, "z"]
+    assert names == ("h", *hidden, "z")
     assert isinstance(outputs, list)
     shapes = dict(zip(names, [tuple(x.shape) for x in outputs], strict=True))
     assert shapes == {"h": (5, 6), **dict.fromkeys(hidden, (5, 4)), "z": (5, 3)}
@@ -49,7 +50,7 @@ def test_every_layer_is_returned_and_named(num_layers):
 
 
 def test_feature_names_of_the_best_head_in_the_paper():
-    assert heads.feature_names(4) == ["h", "head_1", "head_2", "head_3", "z"]
+    assert feature_names(4) == ("h", "head_1", "head_2", "head_3", "z")
 
 
 def test_hidden_layers_are_as_wide_as_h_unless_told():
@@ -204,8 +205,8 @@ def test_bad_arguments_are_explained(arguments, message):
 
 
 def test_feature_names_of_no_layers_is_an_error():
-    with pytest.raises(ValueError, match="num_layers must be a whole number"):
-        heads.feature_names(0)
+    with pytest.raises(ValueError, match="num_layers must be at least 1"):
+        feature_names(0)
 
 
 def test_maps_that_were_not_pooled_are_an_error():

@@ -24,17 +24,21 @@ LEVELS = (
     {"method"},
     {"data"},
     {"prepare", "callbacks", "projector"},
-    {"folder_source", "tfds_source", "store_writer", "probes"},
+    {"folder_source", "tfds_source", "store_writer", "probes", "guards"},
     {
         *("store", "images", "textures", "augment", "resnet", "heads", "losses"),
         *("ema", "lars", "schedules", "metrics", "checkpoints", "config"),
     },
-    {"resample", "color", "options", "defaults"},
+    {"resample", "color", "options", "defaults", "names"},
     {"__init__"},
 )
 LEAVES = LEVELS[-3] | LEVELS[-2] | LEVELS[-1]
 # A leaf imports nothing of ours, except the parts that it was split into.
-PARTS = {"augment": {"resample", "color"}, "config": {"options", "defaults"}}
+PARTS = {
+    "augment": {"resample", "color"},
+    "config": {"options", "defaults", "names"},
+    "heads": {"names"},
+}
 SEES_CONFIG = set.union(*LEVELS[:4]) | {"config"}
 # What the package cannot do without: an empty folder must not pass.
 CORE = {"run", "pretrain", "evaluate", "export", "build", "simclr", "method", "data"}

@@ -1,8 +1,7 @@
-"""What happens beside the training: records, checkpoints and the emergency brake."""
+"""The journal of a run: its records and checkpoints."""
 
 import csv
 import io
-import math
 import pathlib
 import resource
 import sys
@@ -12,62 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import augment, checkpoints, metrics
+from tfsimclr import augment, checkpoints, guards, metrics
 
 COLUMNS = (
     "epoch step loss loss_above_chance contrastive_top1 learning_rate gradient_norm "
     "loss_scale skipped_steps alignment uniformity feature_std effective_rank "
     "images_per_second"
 ).split()
-# Float16's loss scale starts at 2^15: that many halvings are no cause for alarm.
-MOST_SKIPS_IN_A_ROW = 50
-
-
-class StopOnNonFinite(keras.callbacks.Callback):
-    """Stops the run at the first step whose numbers cannot be trained on.
-
-    Under mixed_float16 single skipped steps belong to the search for the loss scale;
-    only an endless row of them stops the run.
-
-    Args:
-        folder: Of the checkpoints, named in the message.
-        schedule: Learning rate of an update, named in the message.
-    """
-
-    def __init__(self, folder: pathlib.Path, schedule):
-        super().__init__()
-        self.folder = folder
-        self.schedule = schedule
-        self.total_skips = 0.0
-        self.skips_in_a_row = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        # Not zero where an epoch is resumed: its accumulators come back with it.
-        self.total_skips = float(self.model.meters["skipped_steps"].result())
-
-    def on_train_batch_end(self, batch, logs=None):
-        skipped = logs["skipped_steps"] > self.total_skips
-        self.total_skips = logs["skipped_steps"]
-        self.skips_in_a_row = self.skips_in_a_row + 1 if skipped else 0
-        float16 = self.model.dtype_policy.name == "mixed_float16"
-        if not math.isfinite(logs["loss"]):
-            self._stop("loss")
-        if skipped and not float16:
-            self._stop("gradient")
-        if self.skips_in_a_row > MOST_SKIPS_IN_A_ROW:
-            self._stop(f"gradient of {self.skips_in_a_row} steps in a row")
-
-    def _stop(self, what: str):
-        saved = sorted(self.folder.glob("step-*.npz"))
-        raise FloatingPointError(
-            f"The {what} is not finite at step {int(self.model.step)} (learning rate "
-            f"{learning_rate(self.model, self.schedule):.3g}, loss scale "
-            f"{loss_scale(self.model):g}, mean gradient norm before "
-            f"{float(self.model.meters['gradient_norm'].result()):.3g}). "
-            f"Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
-            "--learning_rate, a longer --warmup_epochs or --precision=float32 in a new "
-            "--workdir."
-        )
 
 
 class Journal(keras.callbacks.Callback):
@@ -166,15 +116,15 @@ class Journal(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self._elapsed()
+        logs.update(self._health())  # callbacks after this one see it
         images = self.epoch_steps * self.batch_size
         row = {
             "epoch": epoch + 1,
             "step": int(self.model.step),
-            "learning_rate": learning_rate(self.model, self.schedule),
-            "loss_scale": loss_scale(self.model),
+            "learning_rate": guards.learning_rate(self.model, self.schedule),
+            "loss_scale": guards.loss_scale(self.model),
             "images_per_second": images / seconds,
-            **{name: float(value) for name, value in (logs or {}).items()},
-            **self._health(),
+            **{name: float(value) for name, value in logs.items()},
         }
         self.rows.append(row)
         self.seconds += seconds
@@ -227,17 +177,6 @@ def pairs_grid(model, images) -> np.ndarray:
     plain = augment.plain_view(images, model.views.image_size)
     rows = [tf.unstack(row) for row in (plain, *model.pair(images, 0))]
     return tf.concat([tf.concat(row, axis=1) for row in rows], axis=0).numpy()
-
-
-def learning_rate(model, schedule) -> float:
-    """Returns the schedule's rate of the last update applied, not of the next."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return float(schedule(max(int(optimizer.iterations) - 1, 0)))
-
-
-def loss_scale(model) -> float:
-    """Returns float16's loss scale; 1 in other precisions."""
-    return float(model.optimizer.scale_loss(tf.ones([])))
 
 
 def peak_memory() -> int:

@@ -7,6 +7,7 @@ import os
 from absl import flags
 
 from tfsimclr import defaults, options
+from tfsimclr.names import feature_names
 from tfsimclr.options import option
 
 # What may change between two runs of one folder: none of it touches the training.
@@ -100,7 +101,9 @@ class Config:
         0, "Width of the head's hidden layers; 0 is the encoder's width.", least=0
     )
     proj_activation: str = option(
-        "relu", "Activation of the head: relu, tanh, leaky_relu or any Keras name."
+        "relu",
+        "Activation of the head: relu, tanh, leaky_relu (slope 0.01, as in the "
+        "study) or any Keras name.",
     )
     proj_batch_norm: bool = option(
         False, "Batch norm in the head, as SimCLR's own code has; the study has none."
@@ -208,11 +211,8 @@ class Config:
 
     def with_optimizer_defaults(self) -> "Config":
         """Returns the config with the optimizer's defaults in place of None."""
-        return self.replace_none(
-            **defaults.of_optimizer(
-                self.optimizer, self.learning_rate_scaling, self.epochs
-            )
-        )
+        rule, epochs = self.learning_rate_scaling, self.epochs
+        return self.replace_none(**defaults.of_optimizer(self.optimizer, rule, epochs))
 
     def replace_none(self, **values) -> "Config":
         """Returns the config with `values` for those of the settings that are None."""
@@ -226,21 +226,14 @@ class Config:
 
     def pretraining(self) -> dict[str, str]:
         """Returns the settings that a run folder is bound to, as text."""
-        values = dataclasses.asdict(self)
-        return {
-            k: options.text(v) for k, v in values.items() if k not in NOT_PRETRAINING
-        }
+        values = dataclasses.asdict(self).items()
+        return {k: options.text(v) for k, v in values if k not in NOT_PRETRAINING}
 
     def default_workdir(self) -> str:
         """Returns runs/<method>-<dataset>-<hash of the settings>."""
         text = repr(sorted(self.pretraining().items()))
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return os.path.join("runs", f"{self.method}-{self.dataset}-{digest}")
-
-
-def feature_names(num_layers: int) -> tuple[str, ...]:
-    """Returns ("h", "head_1", ..., "z") for a head of `num_layers` layers."""
-    return ("h", *(f"head_{i}" for i in range(1, num_layers)), "z")
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -15,7 +15,8 @@ from tfsimclr import (
     results,
     trained,
 )
-from tfsimclr.config import Config, feature_names
+from tfsimclr.config import Config
+from tfsimclr.names import feature_names
 
 
 def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> dict:

@@ -7,7 +7,8 @@ import tempfile
 import tensorflow as tf
 
 from tfsimclr import augment, trained
-from tfsimclr.config import Config, feature_names
+from tfsimclr.config import Config
+from tfsimclr.names import feature_names
 
 
 class Exported(tf.Module):

@@ -10,12 +10,6 @@ MAX_LAYERS = 8
 _NOT_ACTIVATIONS = ("get", "serialize", "deserialize", "glu", "threshold")
 
 
-def feature_names(num_layers: int) -> list[str]:
-    """Returns `["h", "head_1", ..., "z"]`, the names of a head's outputs in order."""
-    _check_count("num_layers", num_layers, 1, MAX_LAYERS)
-    return ["h", *(f"head_{i}" for i in range(1, num_layers)), "z"]
-
-
 @keras.saving.register_keras_serializable("tfsimclr")
 class ProjectionHead(keras.layers.Layer):
     """Dense layers from h to z, with everything in between.

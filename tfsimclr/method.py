@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import augment, heads
+from tfsimclr import augment
+from tfsimclr.names import feature_names
 
 
 class Method(keras.Model):
@@ -114,7 +115,7 @@ class Method(keras.Model):
             [layer.numpy() for layer in self._features(images[i : i + batch_size])]
             for i in range(0, len(images), batch_size)
         ]
-        names = heads.feature_names(len(parts[0]) - 1)
+        names = feature_names(len(parts[0]) - 1)
         layers = (np.concatenate(layer) for layer in zip(*parts, strict=True))
         return dict(zip(names, layers, strict=True))
 

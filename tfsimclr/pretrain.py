@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 
-from tfsimclr import __version__, build, callbacks, data, store
+from tfsimclr import __version__, build, callbacks, data, guards, store
 from tfsimclr.config import Config
 
 HEALTH_IMAGES = 256
@@ -46,7 +46,11 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
     total = config.epochs * steps_per_epoch
     if done:
         print(f"Going on at step {done} of {total}.")
-    watch = [callbacks.StopOnNonFinite(journal.checkpoint_folder, schedule), journal]
+    watch = [
+        guards.StopOnNonFinite(journal.checkpoint_folder, schedule),
+        journal,
+        guards.WarnOnCollapse(),
+    ]
     with _saving_on_signals(journal, workdir):
         for first, last in _sittings(done, total, steps_per_epoch):
             model.fit(

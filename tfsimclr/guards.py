@@ -1,0 +1,95 @@
+"""Brakes and alarms of the training."""
+
+import math
+import pathlib
+import sys
+
+import keras
+import tensorflow as tf
+
+# Float16's loss scale starts at 2^15: that many halvings are no cause for alarm.
+MOST_SKIPS_IN_A_ROW = 50
+# An untrained ResNet has about 0.4 and tens of directions; a collapsed one, nothing.
+LEAST_FEATURE_STD = 0.05
+LEAST_EFFECTIVE_RANK = 1.5
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Stops the run at the first step whose numbers cannot be trained on.
+
+    Under mixed_float16 single skipped steps belong to the search for the loss scale;
+    only an endless row of them stops the run.
+
+    Args:
+        folder: Of the checkpoints, named in the message.
+        schedule: Learning rate of an update, named in the message.
+    """
+
+    def __init__(self, folder: pathlib.Path, schedule):
+        super().__init__()
+        self.folder = folder
+        self.schedule = schedule
+        self.total_skips = 0.0
+        self.skips_in_a_row = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not zero where an epoch is resumed: its accumulators come back with it.
+        self.total_skips = float(self.model.meters["skipped_steps"].result())
+
+    def on_train_batch_end(self, batch, logs=None):
+        skipped = logs["skipped_steps"] > self.total_skips
+        self.total_skips = logs["skipped_steps"]
+        self.skips_in_a_row = self.skips_in_a_row + 1 if skipped else 0
+        float16 = self.model.dtype_policy.name == "mixed_float16"
+        if not math.isfinite(logs["loss"]):
+            self._stop("loss")
+        if skipped and not float16:
+            self._stop("gradient")
+        if self.skips_in_a_row > MOST_SKIPS_IN_A_ROW:
+            self._stop(f"gradient of {self.skips_in_a_row} steps in a row")
+
+    def _stop(self, what: str):
+        saved = sorted(self.folder.glob("step-*.npz"))
+        raise FloatingPointError(
+            f"The {what} is not finite at step {int(self.model.step)} (learning rate "
+            f"{learning_rate(self.model, self.schedule):.3g}, loss scale "
+            f"{loss_scale(self.model):g}, mean gradient norm before "
+            f"{float(self.model.meters['gradient_norm'].result()):.3g}). "
+            f"Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
+            "--learning_rate, a longer --warmup_epochs or --precision=float32 in a new "
+            "--workdir."
+        )
+
+
+class WarnOnCollapse(keras.callbacks.Callback):
+    """Warns once if the features of all images have become (nearly) the same.
+
+    Reads `feature_std` and `effective_rank` from the logs of an epoch.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.warned = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        spread, rank = logs["feature_std"], logs["effective_rank"]
+        if self.warned or (spread > LEAST_FEATURE_STD and rank > LEAST_EFFECTIVE_RANK):
+            return
+        self.warned = True
+        print(
+            f"\nWarning: the features have collapsed after epoch {epoch + 1} (standard "
+            f"deviation {spread:.3g} of 1, effective rank {rank:.3g}): all images look "
+            "alike to the encoder. Try a lower --learning_rate or --temperature.",
+            file=sys.stderr,
+        )
+
+
+def learning_rate(model, schedule) -> float:
+    """Returns the schedule's rate of the last update applied, not of the next."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return float(schedule(max(int(optimizer.iterations) - 1, 0)))
+
+
+def loss_scale(model) -> float:
+    """Returns float16's loss scale; 1 in other precisions."""
+    return float(model.optimizer.scale_loss(tf.ones([])))
