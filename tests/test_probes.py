@@ -8,7 +8,7 @@ import pytest
 
 from tfsimclr import probes
 
-ADAM_RATES = (3e-4, 3e-3, 3e-2)  # what the program chooses from
+ADAM_RATES = probes.LEARNING_RATES["adam"]
 
 
 def made(num, seed=0, scale=1.0, classes=4, dim=20):
@@ -162,7 +162,8 @@ def test_the_learning_rate_follows_the_scale_of_the_features(scale):
 
 def test_the_learning_rate_is_chosen_without_the_test_set():
     names = list(inspect.signature(probes.chosen_learning_rate).parameters)
-    assert names == ["features", "labels", "num_classes", "seed", "training"]
+    wanted = ["features", "labels", "num_classes", "seed", "optimizer", "training"]
+    assert names == wanted
 
 
 def test_a_rate_whose_classifier_breaks_is_not_chosen(monkeypatch):

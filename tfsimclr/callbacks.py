@@ -18,6 +18,7 @@ COLUMNS = (
     "loss_scale skipped_steps alignment uniformity feature_std effective_rank "
     "images_per_second"
 ).split()
+SAVED = "Stopped and saved."
 
 
 class Journal(keras.callbacks.Callback):
@@ -110,7 +111,7 @@ class Journal(keras.callbacks.Callback):
             return  # saved at the end of the epoch, together with its row
         if self.interrupted:
             self.save()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(SAVED)
         if time.monotonic() - self._last_save > 60 * self.minutes:
             self.save()
 
@@ -137,7 +138,7 @@ class Journal(keras.callbacks.Callback):
         self._writer.flush()
         self.save()
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(SAVED)
 
     def write_history(self):
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: one file each, and its checksum."""
+"""Checkpoints that are whole or not there: one file each, checksum in its name."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ import tempfile
 
 import numpy as np
 
-_NAME = re.compile(r"step-(\d{9})\.npz$")
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz$")
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -42,7 +42,9 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 def save(
     folder: pathlib.Path, step: int, arrays: dict[str, np.ndarray], meta: dict, keep=2
 ) -> pathlib.Path:
-    """Writes `step-<step>.npz` with its checksum and deletes all but the newest.
+    """Writes `step-<step>-<checksum>.npz` and deletes all but the newest.
+
+    The checksum is the beginning of the file's SHA-256.
 
     Args:
         folder: Created if need be.
@@ -61,15 +63,15 @@ def save(
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     np.savez(buffer, **arrays, meta_json=text)
     content = buffer.getvalue()
-    path = folder / f"step-{step:09d}.npz"
-    # A checksum without its file is passed over, a file without checksum distrusted:
-    # so the checksum goes first.
-    digest = hashlib.sha256(content).hexdigest()
-    write_atomically(path.with_suffix(".sha256"), digest.encode())
+    # In the name, so that file and checksum appear in one rename.
+    path = folder / f"step-{step:09d}-{digest(content)[:16]}.npz"
     write_atomically(path, content)
-    for old in _files(folder)[keep:]:
-        old.unlink()
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+    others = [other for other in _files(folder) if other != path]
+    # The same or a later step is of a line given up: damaged, or just saved again.
+    kept = [other for other in others if _step(other) < step][: keep - 1]
+    for other in others:
+        if other not in kept:
+            other.unlink()
     return path
 
 
@@ -78,14 +80,17 @@ def latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
 
     A damaged one is named on stderr and passed over for the one before.
     """
-    for path in _files(folder):
+    files = _files(folder)
+    for path in files:
         content = path.read_bytes()
-        checksum = path.with_suffix(".sha256")
-        expected = checksum.read_text() if checksum.exists() else "none"
-        if hashlib.sha256(content).hexdigest() != expected:
+        if digest(content)[:16] != _NAME.match(path.name)[2]:
             print(
-                f"Checkpoint {path} is damaged (its checksum differs); "
-                "going on with the one before it.",
+                f"Checkpoint {path} is damaged (its checksum differs) and passed over; "
+                + (
+                    "no other is left."
+                    if path == files[-1]
+                    else "trying the one before."
+                ),
                 file=sys.stderr,
             )
             continue
@@ -143,6 +148,7 @@ def restore(model, arrays: dict[str, np.ndarray]) -> None:
                 f"{tuple(variable.shape)}, found {found}. It comes from other settings "
                 "or another version; use another --workdir."
             )
+    for key, variable in own.items():
         variable.assign(arrays[key])
 
 
@@ -159,10 +165,11 @@ def fingerprint(model) -> str:
 
 
 def digest(*arrays) -> str:
-    """Returns a checksum of arrays."""
+    """Returns a checksum of arrays or bytes."""
     checksum = hashlib.sha256()
     for array in arrays:
-        checksum.update(np.ascontiguousarray(array))
+        whole = isinstance(array, bytes)
+        checksum.update(array if whole else np.ascontiguousarray(array))
     return checksum.hexdigest()
 
 
@@ -170,6 +177,10 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a folder, newest first."""
     files = [path for path in folder.glob("step-*.npz") if _NAME.match(path.name)]
     return sorted(files, reverse=True)
+
+
+def _step(path: pathlib.Path) -> int:
+    return int(_NAME.match(path.name)[1])
 
 
 def _optimizer(model):

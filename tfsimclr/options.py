@@ -39,12 +39,18 @@ def define_flags(config_class: type, values: flags.FlagValues) -> None:
 
 
 def check(config) -> None:
-    """Raises a ValueError that names the first option outside its range."""
+    """Raises a ValueError that names the first option outside its range.
+
+    Whole numbers of options that are floats become floats.
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         problem = _problem(field, value)
         if problem:
             raise ValueError(f"--{field.name} must be {problem}, got {value!r}.")
+        if _kind(field) is float and value is not None:
+            # 1 and 1.0 are one setting, also as text, by which runs are told apart.
+            object.__setattr__(config, field.name, float(value))
 
 
 def text(value) -> str:

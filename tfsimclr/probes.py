@@ -6,8 +6,12 @@ import tensorflow as tf
 
 from tfsimclr import augment, lars
 
-# Four decades: what suits the features of an encoder is far too small for pixels.
-LEARNING_RATES = (3e-4, 3e-3, 3e-2, 3e-1)
+# Decades: what suits the features of one encoder is far too small for another's.
+LEARNING_RATES = {
+    "adam": (3e-4, 3e-3, 3e-2, 3e-1),
+    "sgd": (3e-3, 3e-2, 3e-1, 3.0),
+    "lars": (0.1, 1.0, 10.0),
+}
 HELD_OUT = 0.1
 PIXEL_SIZE = 32
 
@@ -84,36 +88,41 @@ def linear_classifier(
     order = np.concatenate(
         [np.random.default_rng((seed, e)).permutation(len(y)) for e in range(epochs)]
     )
-    # One stream over all epochs: a batch may straddle two, so none is cut short.
+    # One stream over all epochs: a batch may straddle two, so none is cut short. The
+    # last is filled up from the beginning.
     batch_size = min(batch_size, len(y))
-    steps = len(order) // batch_size
-    train(tf.constant(order[: steps * batch_size].reshape(steps, batch_size), tf.int32))
+    steps = -(-len(order) // batch_size)
+    train(tf.constant(np.resize(order, (steps, batch_size)), tf.int32))
     return classifier
 
 
-def chosen_learning_rate(features, labels, num_classes: int, seed: int, **training):
+def chosen_learning_rate(
+    features, labels, num_classes: int, seed: int, optimizer: str = "adam", **training
+) -> float:
     """Returns the rate of `LEARNING_RATES` that is best on held-out training labels.
 
     A tenth of every class (at least one image, of those with two) is held out; the test
     set has no say. Ties go to the smaller rate.
     """
+    rates = LEARNING_RATES[optimizer]
     held_out = stratified(labels, HELD_OUT, seed)
     kept = ~held_out
     if not held_out.any() or len(np.unique(labels[kept])) < 2:
-        return LEARNING_RATES[0]
+        return rates[0]
     accuracies = []
-    for rate in LEARNING_RATES:
+    for rate in rates:
         classifier = linear_classifier(
             features[kept],
             labels[kept],
             num_classes,
             learning_rate=rate,
+            optimizer=optimizer,
             seed=seed,
             **training,
         )
         logits = predict(classifier, features[held_out])
         accuracies.append(top_k(logits, labels[held_out], 1))
-    return LEARNING_RATES[int(np.argmax(accuracies))]
+    return rates[int(np.argmax(accuracies))]
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -141,7 +150,8 @@ def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     unless k covers every class.
     """
     own = scores[np.arange(len(labels)), labels][:, None]
-    at_least_as_high = (scores >= own).sum(axis=1)  # the label itself included
+    # Not `scores >= own`: where the scores are no numbers, that would rank first.
+    at_least_as_high = (~(scores < own)).sum(axis=1)  # the label itself included
     return float(np.mean(at_least_as_high <= k))
 
 

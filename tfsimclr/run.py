@@ -27,7 +27,9 @@ def main() -> None:
     # absl's --help shows the flags of the module that asks for them.
     flags.FLAGS.set_gnu_getopt(True)
     for field in dataclasses.fields(configs.Config):
-        flags.declare_key_flag(field.name)
+        # Not declare_key_flag: installed as `tfsimclr`, the program is another module.
+        flag = flags.FLAGS[field.name]
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(_main, argv=expanded(sys.argv), flags_parser=_parse)
 
 
@@ -37,8 +39,13 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
     absl opens a flagfile that a flagfile names relative to the working directory; here
     it is relative to the file that names it, so recipes work from anywhere.
     """
-    result = []
-    for argument in argv:
+    result, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return [*result, argument, *rest]
+        if argument in ("-flagfile", "--flagfile") and rest:
+            argument += "=" + rest.pop(0)
         name, _, value = argument.lstrip("-").partition("=")
         if name != "flagfile" or not argument.startswith("-") or not value:
             result.append(argument)
@@ -47,7 +54,7 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
         if path in seen:
             raise SystemExit(f"tfsimclr: the flagfile {value} includes itself.")
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 lines = [line.strip() for line in file]
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(
@@ -76,12 +83,19 @@ def _main(argv) -> None:
         if argv[1:]:
             raise ValueError(f"Expected flags only (--name=value), got {argv[1:]}.")
         run(configs.from_flags())
-    except KeyboardInterrupt:
-        sys.exit("Stopped and saved. The same command goes on from here.")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"{stop or 'Stopped.'} The same command goes on from here.")
     except (ValueError, FloatingPointError, OSError) as error:
         if not _is_for_the_user(error):
             raise
         sys.exit(f"tfsimclr: {' '.join(str(error).split())}")
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
+            raise
+        sys.exit(
+            "tfsimclr: the memory is exhausted. Lower --batch_size, --image_size or "
+            "--width, or choose a smaller --backbone."
+        )
 
 
 def _is_for_the_user(error: Exception) -> bool:
@@ -106,7 +120,8 @@ def run(config: configs.Config) -> None:
     dataset = build.dataset(config)
     config = build.resolve(config, dataset)
     if not config.workdir:
-        config = dataclasses.replace(config, workdir=config.default_workdir())
+        workdir = os.path.abspath(config.default_workdir())
+        config = dataclasses.replace(config, workdir=workdir)
     workdir = runfolder.prepare(config)
     print("\n".join(config.lines()), flush=True)
     with runfolder.lock(workdir):

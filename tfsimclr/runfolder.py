@@ -5,7 +5,7 @@ import fcntl
 import os
 import pathlib
 
-from tfsimclr import __version__
+from tfsimclr import __version__, checkpoints
 from tfsimclr.config import Config
 
 
@@ -17,22 +17,26 @@ def prepare(config: Config) -> pathlib.Path:
     """
     path = pathlib.Path(config.workdir)
     flags_file = path / "flags.txt"
-    if flags_file.exists():
-        _check_same(config, flags_file)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    known = flags_file.exists()
+    if not known and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             f"--workdir={path} exists and is not a run folder (it has no flags.txt). "
             "Name a new or empty folder."
         )
-    elif config.mode in ("evaluate", "export"):
+    if not known and config.mode in ("evaluate", "export"):
         raise ValueError(
             f"--mode={config.mode} needs a run to work on, and {path} is none. Name "
             "one with --workdir, and give the flags of its flags.txt "
             "(--flagfile=<run>/flags.txt)."
         )
     path.mkdir(parents=True, exist_ok=True)
-    text = "\n".join([f"# tfsimclr {__version__}", *config.lines()]) + "\n"
-    flags_file.write_text(text, encoding="utf-8")
+    # Without the mode: the file says what the run is, not what was done to it last.
+    lines = [line for line in config.lines() if not line.startswith("--mode=")]
+    text = "\n".join([f"# tfsimclr {__version__}", *lines]) + "\n"
+    with lock(path):
+        if known:
+            _check_same(config, flags_file)
+        checkpoints.write_atomically(flags_file, text.encode())
     return path
 
 
@@ -47,7 +51,7 @@ def lock(path: pathlib.Path):
         try:
             # The kernel frees it with the process, so a lock cannot go stale.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise ValueError(
                 f"{path} is in use by process {file.read().strip() or 'unknown'}. Wait "
@@ -61,6 +65,11 @@ def lock(path: pathlib.Path):
 
 def _check_same(config: Config, flags_file: pathlib.Path) -> None:
     header, *lines = flags_file.read_text(encoding="utf-8").splitlines() or [""]
+    if not header.startswith("# tfsimclr "):
+        raise ValueError(
+            f"{flags_file} was not written by tfsimclr, so {flags_file.parent} is no "
+            "run folder. Name a new or empty --workdir."
+        )
     version = header.removeprefix("# tfsimclr ").strip()
     if _numbers(version) > _numbers(__version__):
         raise ValueError(
