@@ -290,11 +290,11 @@ def test_a_real_study_interrupted_and_restarted(images, tmp_path, capsys):
     base.write_text("\n".join([*lines, "--image_size=96", "--batch_size=16"]))
     rows = tmp_path / "rows"
     rows.mkdir()
-    for name, own in (("a", ""), ("b", "--proj_layers=1"), ("z", "--feature=z")):
+    for name, own in (("a", ""), ("b", "--batch_size=4096"), ("z", "--feature=z")):
         (rows / f"{name}.flags").write_text(f"--flagfile=../base.flags\n{own}\n")
     out = tmp_path / "study"
     command = [sys.executable, str(ROOT / "scripts/study.py"), f"--rows={rows}"]
-    command += [f"--out={out}", "--seeds=1", "--dataset=folder", "--epochs=3"]
+    command += [f"--out={out}", "--seeds=1", "--dataset=folder", "--epochs=2"]
     command += [f"--data_dir={images}", f"--cache_dir={tmp_path / 'cache'}"]
     command += ["--backbone=resnet10", "--width=0.125", "--image_size=16"]
     command += ["--probe_epochs=2", "--probe_learning_rate=3e-3", "--stem=medium"]
@@ -316,17 +316,18 @@ def test_a_real_study_interrupted_and_restarted(images, tmp_path, capsys):
 
     second = start()
     text, _ = second.communicate(timeout=200)
-    assert second.returncode == 0, text
-    assert "to go on after epoch" in text and "2 of 2 runs finished" in text
+    assert second.returncode == 1, text
+    assert "to go on after epoch" in text and "1 of 2 runs finished" in text
+    assert "Failed: b-seed0: tfsimclr: --batch_size=4096 is more than the 64" in text
     assert "Going on at step" in (out / "logs/a-seed0.txt").read_text()
     state = json.loads((out / "study.json").read_text())
-    assert {x["state"] for x in state["runs"].values()} == {"finished"}
+    states = {name: x["state"] for name, x in state["runs"].items()}
+    assert states == {"a-seed0": "finished", "b-seed0": "failed"}
     assert state["rows"]["z"]["runs"] == {"0": "a-seed0"}
-    for name, features in (("a-seed0", 5), ("b-seed0", 4)):
-        result = json.loads((out / name / "result.json").read_text())
-        assert len(result["features"]) == features
-        assert result["pretrain"]["epochs"] == 3
+    result = json.loads((out / "a-seed0/result.json").read_text())
+    assert list(result["features"]) == ["pixels", "random_h", "h", "head_1", "z"]
+    assert result["pretrain"]["epochs"] == 2
 
     tables.main([str(out)])
     text = capsys.readouterr().out
-    assert "| b | 0 |" in text and "2 of 2 runs are finished" in text
+    assert "1 of 2 runs are finished" in text and "| b | 0 | missing |" in text

@@ -61,7 +61,8 @@ def save(
         leftover.unlink()
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    np.savez(buffer, **arrays, meta_json=text)
+    named: dict = {**arrays, "meta_json": text}
+    np.savez(buffer, **named)
     content = buffer.getvalue()
     # In the name, so that file and checksum appear in one rename.
     path = folder / f"step-{step:09d}-{digest(content)[:16]}.npz"
@@ -168,8 +169,9 @@ def digest(*arrays) -> str:
     """Returns a checksum of arrays or bytes."""
     checksum = hashlib.sha256()
     for array in arrays:
-        whole = isinstance(array, bytes)
-        checksum.update(array if whole else np.ascontiguousarray(array))
+        if not isinstance(array, bytes):
+            array = np.ascontiguousarray(array)
+        checksum.update(array)
     return checksum.hexdigest()
 
 

@@ -11,7 +11,7 @@ from tfsimclr import folder_source, prepare, textures, tfds_source
 
 # What suits a data set. The stem follows the size: the small one keeps all pixels, the
 # paper's (imagenet) leaves a 3x3 map of a 96-pixel image (and of 32 pixels only 1x1).
-DEFAULTS = {
+DEFAULTS: dict[str, dict] = {
     "textures": {"image_size": 32, "stem": "medium", "width": 0.25},
     "stl10": {"image_size": 96, "stem": "imagenet", "width": 1},
     "cifar10": {"image_size": 32, "stem": "small", "width": 1},
@@ -130,10 +130,11 @@ def load(
     for note in source.notes if verbose else ():
         print(f"{name}: {note}.")
     opened = prepare.open_or_make(cache, name, data_dir, source, side, verbose)
-    parts = [opened.split(split) for split in _SPLITS]
+    parts = {split: opened.split(split) for split in _SPLITS}
+    splits: dict = {k: Split(*part) if part else None for k, part in parts.items()}
     return DataSet(
         name,
-        *(Split(*part) if part else None for part in parts),
+        **splits,
         class_names=opened.class_names,
         image_size=image_size,
         skipped=len(opened.skipped),

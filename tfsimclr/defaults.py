@@ -2,7 +2,7 @@
 
 # The settings of the same name; the learning rate per scaling rule. LARS has SimCLR's
 # two bases, the others one rate at batch 128 under every rule.
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict] = {
     "adam": {
         "learning_rate": {"none": 3e-4, "linear": 6e-4, "sqrt": 2.65e-5},
         "learning_rate_scaling": "none",

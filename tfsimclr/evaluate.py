@@ -93,7 +93,7 @@ def labelled(split: data.Split, limit: int = 0) -> np.ndarray:
 
 def score(config: Config, num_classes, of_train, train, of_test, test):
     """Returns the scores of one feature on the whole test set, and its classifier."""
-    training = {
+    training: dict = {
         "epochs": config.probe_epochs,
         "batch_size": config.probe_batch_size,
         "optimizer": config.probe_optimizer,

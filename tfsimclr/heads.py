@@ -55,8 +55,8 @@ class ProjectionHead(keras.layers.Layer):
         self.activation = activation
         self.batch_norm = batch_norm
         self._activate = _activation(activation)
-        self._denses = []
-        self._norms = []
+        self._denses: list = []
+        self._norms: list = []
 
     def build(self, h_shape):
         if len(h_shape) != 2 or h_shape[-1] is None:

@@ -160,7 +160,7 @@ def read_all(
     threads = threads or min(16, os.cpu_count() or 1)
 
     def read_block(block: list) -> list:
-        results = []
+        results: list = []
         for source, name, label in block:
             try:
                 results.append((read(source, size, name), label))

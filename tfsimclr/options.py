@@ -25,7 +25,7 @@ def option(default, help, choices=None, above=None, least=None, most=None):
 
 def define_flags(config_class: type, values: flags.FlagValues) -> None:
     """Defines one absl flag for every field of a dataclass of options."""
-    makers = {
+    makers: dict = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -61,7 +61,7 @@ def text(value) -> str:
 def _kind(field: dataclasses.Field) -> type:
     if isinstance(field.type, types.UnionType):
         return typing.get_args(field.type)[0]
-    return field.type
+    return typing.cast(type, field.type)
 
 
 def _problem(field: dataclasses.Field, value) -> str | None:

@@ -39,7 +39,8 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
     absl opens a flagfile that a flagfile names relative to the working directory; here
     it is relative to the file that names it, so recipes work from anywhere.
     """
-    result, rest = [], list(argv)
+    result: list[str] = []
+    rest = list(argv)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -120,8 +121,8 @@ def run(config: configs.Config) -> None:
     dataset = build.dataset(config)
     config = build.resolve(config, dataset)
     if not config.workdir:
-        workdir = os.path.abspath(config.default_workdir())
-        config = dataclasses.replace(config, workdir=workdir)
+        made = os.path.abspath(config.default_workdir())
+        config = dataclasses.replace(config, workdir=made)
     workdir = runfolder.prepare(config)
     print("\n".join(config.lines()), flush=True)
     with runfolder.lock(workdir):

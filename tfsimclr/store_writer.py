@@ -17,7 +17,7 @@ _HEADER_BYTES = 128
 
 
 def create(
-    path: str,
+    path: str | pathlib.Path,
     chunks: Iterable[tuple[str, np.ndarray, np.ndarray]],
     size: int,
     *,
