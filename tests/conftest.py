@@ -1,13 +1,15 @@
 """A data set and settings small enough for a test."""
 
+import dataclasses
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402  (after the environment)
 import pytest  # noqa: E402
 
-from tfsimclr import build, textures  # noqa: E402
+from tfsimclr import build, pretrain, runfolder, textures  # noqa: E402
 from tfsimclr.config import Config  # noqa: E402
 
 
@@ -19,11 +21,39 @@ def float32_policy():
     keras.config.set_dtype_policy("float32")
 
 
+SPLITS = {"unlabeled": 80, "train": 60, "test": 40}
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Returns a function: settings -> (resolved config, data set, run folder)."""
-    splits = {"unlabeled": 80, "train": 60, "test": 40}
-    monkeypatch.setattr(textures, "SPLITS", splits)
+    monkeypatch.setattr(textures, "SPLITS", SPLITS)
+    return maker_of_runs(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory):
+    """Returns config, data set and folder of a run that is trained but not scored."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(textures, "SPLITS", SPLITS)
+        made = maker_of_runs(tmp_path_factory.mktemp("finished"))(epochs=1)
+    config, dataset, folder = made
+    runfolder.prepare(config)
+    pretrain.pretrain(config, dataset, folder)
+    return made
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """Returns the same with a copy of the run folder of the test's own."""
+    config, dataset, folder = finished_once
+    shutil.copytree(folder, tmp_path / "run")
+    config = dataclasses.replace(config, workdir=str(tmp_path / "run"))
+    return config, dataset, tmp_path / "run"
+
+
+def maker_of_runs(tmp_path):
+    """Returns a function: settings -> (resolved config, data set, run folder)."""
 
     def make(**settings):
         defaults = {

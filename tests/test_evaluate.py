@@ -12,20 +12,10 @@ from tfsimclr import (
     data,
     evaluate,
     export,
-    pretrain,
     probes,
     projector,
-    runfolder,
     trained,
 )
-
-
-@pytest.fixture
-def finished(tiny):
-    config, dataset, folder = tiny(epochs=1)
-    runfolder.prepare(config)
-    pretrain.pretrain(config, dataset, folder)
-    return config, dataset, folder
 
 
 def test_result_is_as_documented(finished):

@@ -1,27 +1,38 @@
 """The SavedModel: alone, with its own preprocessing."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfsimclr import evaluate, export, pretrain, runfolder, trained
+from tfsimclr import evaluate, export, trained
 
 
-def exported(tiny):
-    config, dataset, folder = tiny(epochs=1, proj_layers=3)
-    runfolder.prepare(config)
-    pretrain.pretrain(config, dataset, folder)
-    evaluate.evaluate(config, dataset, folder)
-    export.export(config, folder)
-    return config, dataset, folder
+@pytest.fixture
+def exported(exported_once, tmp_path):
+    """Returns config, data set and a run folder of the test's own, exported."""
+    config, dataset, folder = exported_once
+    shutil.copytree(folder, tmp_path / "exported")
+    return config, dataset, tmp_path / "exported"
 
 
-def test_loads_where_there_is_only_tensorflow(tiny, tmp_path):
-    config, dataset, folder = exported(tiny)
+@pytest.fixture(scope="module")
+def exported_once(finished_once, tmp_path_factory):
+    config, dataset, folder = finished_once
+    copy = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(folder, copy)
+    evaluate.evaluate(config, dataset, copy)
+    export.export(config, copy)
+    return config, dataset, copy
+
+
+def test_loads_where_there_is_only_tensorflow(exported, tmp_path):
+    config, dataset, folder = exported
     images = dataset.test.images[:9]
     model, _ = trained.model(config, folder)
     np.save(tmp_path / "images.npy", images)
@@ -38,7 +49,7 @@ def test_loads_where_there_is_only_tensorflow(tiny, tmp_path):
         loaded = tf.saved_model.load("{folder}/saved_model")
         serve = loaded.signatures["serving_default"]
         outputs = serve(images=images.astype("float32"))
-        assert set(outputs) == {{"h", "head_1", "head_2", "z", "logits"}}, set(outputs)
+        assert set(outputs) == {{"h", "head_1", "z", "logits"}}, set(outputs)
         for name in wanted.files:
             np.testing.assert_allclose(outputs[name], wanted[name], atol=1e-5)
         again = loaded.signatures["serving_uint8"](images=tf.constant(images))
@@ -56,8 +67,8 @@ def test_loads_where_there_is_only_tensorflow(tiny, tmp_path):
     assert done.stdout.strip().endswith("all fine"), done.stderr
 
 
-def test_logits_are_the_evaluated_classifier(tiny):
-    config, dataset, folder = exported(tiny)
+def test_logits_are_the_evaluated_classifier(exported):
+    config, dataset, folder = exported
     loaded = tf.saved_model.load(str(folder / "saved_model"))
     logits = loaded.signatures["serving_uint8"](
         images=tf.constant(dataset.test.images)
@@ -67,8 +78,8 @@ def test_logits_are_the_evaluated_classifier(tiny):
     assert abs(result["top1"] - top1) <= 1 / 40 + 1e-9  # a tie may fall either way
 
 
-def test_images_of_any_size_are_cropped_square_and_resized(tiny):
-    config, dataset, folder = exported(tiny)
+def test_images_of_any_size_are_cropped_square_and_resized(exported):
+    config, dataset, folder = exported
     serve = tf.saved_model.load(str(folder / "saved_model")).signatures["serving_uint8"]
     image = np.asarray(Image.fromarray(dataset.test.images[0]).resize((64, 64)))
     wide = np.zeros((64, 100, 3), np.uint8)
@@ -82,8 +93,8 @@ def test_images_of_any_size_are_cropped_square_and_resized(tiny):
     assert np.abs(tall - got).max() > 2e-2 * np.abs(wanted).max()  # another image
 
 
-def test_exporting_again_replaces_the_old_one(tiny):
-    config, _, folder = exported(tiny)
+def test_exporting_again_replaces_the_old_one(exported):
+    config, _, folder = exported
     (folder / "saved_model" / "old").touch()
     export.export(config, folder)
     assert not (folder / "saved_model" / "old").exists()

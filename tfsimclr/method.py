@@ -73,7 +73,7 @@ class Method(keras.Model):
         gradients = tape.gradient(scaled_loss, learned)
         # The scale of 1.0 is the loss scale: 1 but under float16.
         scale = self.optimizer.scale_loss(tf.ones([]))
-        norm = tf.linalg.global_norm(gradients) / scale
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
         self.optimizer.apply(gradients, learned)
         self.step.assign_add(1)
         self.after_update()
