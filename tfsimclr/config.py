@@ -245,6 +245,6 @@ def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the config that the parsed flags describe; paths become absolute."""
     given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
     for name in ("workdir", "data_dir", "cache_dir"):
-        if given[name]:
+        if given[name] and "\0" not in given[name]:  # that is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     return Config(**given)

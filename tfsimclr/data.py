@@ -65,7 +65,9 @@ class DataSet:
     @property
     def has_labels(self) -> bool:
         """Whether a classifier can be trained and tested."""
-        return bool(self.train and self.test and self.num_classes > 1)
+        splits = (self.train, self.test)
+        some = all(split and (split.labels >= 0).any() for split in splits)
+        return some and self.num_classes > 1
 
 
 def defaults(name: str, image_size: int | None = None, data_dir: str = "") -> dict:

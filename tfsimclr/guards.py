@@ -29,12 +29,17 @@ class StopOnNonFinite(keras.callbacks.Callback):
         super().__init__()
         self.folder = folder
         self.schedule = schedule
-        self.total_skips = 0.0
+        self.total_skips: float | None = None
         self.skips_in_a_row = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Not zero where an epoch is resumed: its accumulators come back with it.
-        self.total_skips = float(self.model.meters["skipped_steps"].result())
+        self.total_skips = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.total_skips is None:
+            # Not zero where an epoch is resumed: the journal brings its accumulators
+            # back as the epoch begins.
+            self.total_skips = float(self.model.meters["skipped_steps"].result())
 
     def on_train_batch_end(self, batch, logs=None):
         skipped = logs["skipped_steps"] > self.total_skips

@@ -82,6 +82,6 @@ def _problem(field: dataclasses.Field, value) -> str | None:
         return f"at least {limits['least']}"
     if limits["most"] is not None and not value <= limits["most"]:
         return f"at most {limits['most']}"
-    if kind is str and any(character in value for character in "\n\r"):
+    if kind is str and any(character in value for character in "\n\r\0"):
         return "a single line"
     return None

@@ -30,8 +30,10 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
     variables = model.learned_variables
     schedule = build.schedule(config, steps_per_epoch)
     optimizer = build.optimizer(config, schedule, variables)
-    optimizer.build(variables)
     model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
+    # Of the compiled one: float16's loss scale is a variable of its wrapper, and must
+    # exist before a checkpoint is restored.
+    model.optimizer.build(variables)
     journal = callbacks.Journal(
         workdir,
         sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),

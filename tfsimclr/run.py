@@ -7,8 +7,10 @@ Examples:
 """
 
 import dataclasses
+import errno
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import traceback
@@ -23,6 +25,8 @@ from tfsimclr import config as configs
 
 def main() -> None:
     """Entry point of `tfsimclr` and `python -m tfsimclr.run`."""
+    # Pretraining saves first; anywhere else both say how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     configs.define_flags()
     # absl's --help shows the flags of the module that asks for them.
     flags.FLAGS.set_gnu_getopt(True)
@@ -51,19 +55,19 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
         if name != "flagfile" or not argument.startswith("-") or not value:
             result.append(argument)
             continue
-        path = os.path.realpath(os.path.join(folder, os.path.expanduser(value)))
-        if path in seen:
-            raise SystemExit(f"tfsimclr: the flagfile {value} includes itself.")
         try:
+            path = os.path.realpath(os.path.join(folder, os.path.expanduser(value)))
+            if path in seen:
+                raise SystemExit(f"tfsimclr: the flagfile {value} includes itself.")
             with open(path, encoding="utf-8-sig") as file:
                 lines = [line.strip() for line in file]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not text, or not a path
             raise SystemExit(
                 f"tfsimclr: cannot read the flagfile {value}: {error}."
             ) from None
         inner = [line for line in lines if line and not line.startswith(("#", "//"))]
         for line in inner:
-            if not line.startswith("-"):
+            if not line.startswith("-") or "\0" in line:
                 raise SystemExit(
                     f"tfsimclr: expected --name=value in the flagfile {value}, got "
                     f"{line!r}. Comments start with #."
@@ -75,7 +79,7 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
 def _parse(argv):
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # --noflag=value is the latter
         sys.exit(f"tfsimclr: {error} See --help.")
 
 
@@ -85,11 +89,14 @@ def _main(argv) -> None:
             raise ValueError(f"Expected flags only (--name=value), got {argv[1:]}.")
         run(configs.from_flags())
     except KeyboardInterrupt as stop:
-        sys.exit(f"{stop or 'Stopped.'} The same command goes on from here.")
+        sys.exit(f"{str(stop) or 'Stopped.'} The same command goes on from here.")
     except (ValueError, FloatingPointError, OSError) as error:
         if not _is_for_the_user(error):
             raise
-        sys.exit(f"tfsimclr: {' '.join(str(error).split())}")
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            message += ". Make room; the same command goes on from here."
+        sys.exit(f"tfsimclr: {message}")
     except Exception as error:
         if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
             raise

@@ -18,7 +18,7 @@ def prepare(config: Config) -> pathlib.Path:
     path = pathlib.Path(config.workdir)
     flags_file = path / "flags.txt"
     known = flags_file.exists()
-    if not known and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not known and path.exists() and not _is_fresh(path):
         raise ValueError(
             f"--workdir={path} exists and is not a run folder (it has no flags.txt). "
             "Name a new or empty folder."
@@ -89,6 +89,15 @@ def _check_same(config: Config, flags_file: pathlib.Path) -> None:
             f"{'; '.join(differences)}. Give the same flags (--flagfile={flags_file}) "
             "to continue it, or another --workdir."
         )
+
+
+def _is_fresh(path: pathlib.Path) -> bool:
+    """Whether a folder is empty but for what a run killed at its beginning left."""
+    if not path.is_dir():
+        return False
+    return all(
+        inner.name.startswith((".lock", ".partial-")) for inner in path.iterdir()
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

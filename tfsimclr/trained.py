@@ -1,6 +1,7 @@
 """What a run has learned, read back from its folder."""
 
 import dataclasses
+import io
 import pathlib
 
 import numpy as np
@@ -38,13 +39,16 @@ def untrained(config: Config):
 def save_classifier(workdir: pathlib.Path, network, feature: str, layer) -> None:
     """Keeps the linear classifier of a feature for the export."""
     kernel, bias = layer.get_weights()
+    content = io.BytesIO()
     np.savez(
-        workdir / "features" / "classifier.npz",
+        content,
         model=checkpoints.fingerprint(network),
         feature=feature,
         kernel=kernel,
         bias=bias,
     )
+    path = workdir / "features" / "classifier.npz"
+    checkpoints.write_atomically(path, content.getvalue())
 
 
 def classifier(workdir: pathlib.Path, network):
