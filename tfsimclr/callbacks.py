@@ -32,7 +32,8 @@ class Journal(keras.callbacks.Callback):
         schedule: Learning rate of an update.
         keep: Checkpoints to keep.
         minutes: Save at least this often.
-        meta: Goes into every checkpoint.
+        meta: Goes into every checkpoint; its "images" must be those of a checkpoint
+            that is restored.
     """
 
     def __init__(
@@ -65,7 +66,13 @@ class Journal(keras.callbacks.Callback):
         found = checkpoints.latest(self.checkpoint_folder)
         if found is None:
             return 0
-        self._arrays, meta = found
+        arrays, meta = found
+        if meta["images"] != self.meta["images"]:
+            raise ValueError(
+                f"{self.folder} was trained on other images than there are now. Put "
+                "the old ones back, or name another --workdir."
+            )
+        self._arrays = arrays
         checkpoints.restore(model, self._arrays)
         for name in ("rows", "seconds", "epoch_seconds", "epoch_steps"):
             setattr(self, name, meta[name])

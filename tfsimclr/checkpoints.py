@@ -88,7 +88,7 @@ def latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
             print(
                 f"Checkpoint {path} is damaged (its checksum differs) and passed over; "
                 + (
-                    "no other is left."
+                    "none is left, so training starts from the beginning."
                     if path == files[-1]
                     else "trying the one before."
                 ),

@@ -32,6 +32,8 @@ class Exported(tf.Module):
             self.kernel, self.bias = tf.Variable(kernel), tf.Variable(bias)
 
     def outputs(self, images):
+        # A loaded SavedModel does not check: four-channel images would be reshaped.
+        images = tf.ensure_shape(images, [None, None, None, 3])
         layers = self.model(augment.plain_view(images, self.image_size), training=False)
         named = dict(zip(self.names, layers, strict=True))
         if self.classifier is not None:

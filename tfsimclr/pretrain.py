@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 
-from tfsimclr import __version__, build, callbacks, data, guards, store
+from tfsimclr import __version__, build, callbacks, checkpoints, data, guards, store
 from tfsimclr.config import Config
 
 HEALTH_IMAGES = 256
@@ -42,7 +42,11 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
         schedule=schedule,
         keep=config.keep_checkpoints,
         minutes=config.checkpoint_minutes,
-        meta={"config": config.pretraining(), "version": __version__},
+        meta={
+            "config": config.pretraining(),
+            "version": __version__,
+            "images": _identity(images),
+        },
     )
     done = journal.restore(model)
     total = config.epochs * steps_per_epoch
@@ -70,6 +74,12 @@ def _drawn(images: np.ndarray, count: int) -> np.ndarray:
     if not count:
         return images
     return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])]
+
+
+def _identity(images: np.ndarray, count: int = 512) -> str:
+    """Returns a checksum of how many images there are and of some, evenly spread."""
+    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+    return checkpoints.digest(np.array(images.shape), images[rows])
 
 
 def _sittings(done: int, total: int, steps_per_epoch: int):

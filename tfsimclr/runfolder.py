@@ -34,7 +34,7 @@ def prepare(config: Config) -> pathlib.Path:
     lines = [line for line in config.lines() if not line.startswith("--mode=")]
     text = "\n".join([f"# tfsimclr {__version__}", *lines]) + "\n"
     with lock(path):
-        if known:
+        if flags_file.exists():  # also one that another process has just made
             _check_same(config, flags_file)
         checkpoints.write_atomically(flags_file, text.encode())
     return path
