@@ -59,7 +59,12 @@ def resolve(config: Config, images: data.DataSet) -> Config:
             f"--batch_size={config.batch_size} is more than the {count} images to "
             f"pretrain on. Use --batch_size={count} or less."
         )
-    activation(config.proj_activation)
+    # The head checks it too, but only after the run folder is made.
+    if config.proj_activation not in heads.activation_names():
+        raise ValueError(
+            "--proj_activation must be relu, tanh, leaky_relu or another Keras "
+            f"activation, got {config.proj_activation!r}."
+        )
     return config
 
 
@@ -73,17 +78,6 @@ def auto_precision() -> str:
     if major >= 8:
         return "mixed_bfloat16"
     return "mixed_float16" if major == 7 else "float32"
-
-
-def activation(name: str):
-    """Returns the activation, or raises a ValueError that says what there is."""
-    try:
-        return keras.activations.get(name)
-    except (ValueError, TypeError):
-        raise ValueError(
-            "--proj_activation must be relu, tanh, leaky_relu or another Keras "
-            f"activation, got {name!r}."
-        ) from None
 
 
 def encoder(config: Config) -> keras.Model:
