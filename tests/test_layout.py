@@ -17,7 +17,8 @@ MAX_LINES = 250
 # From the top down; a module may import from the lines below its own only.
 LEVELS = (
     {"run"},
-    {"pretrain", "evaluate", "export", "embed", "report"},
+    {"pretrain", "evaluate", "export", "embed", "report", "plan", "distill"},
+    {"finetune"},  # a student is distilled from it, and then one like it
     {"trained", "results", "runfolder"},  # what the harness shares
     {"build"},
     {"simclr", "moco", "byol"},
@@ -29,20 +30,27 @@ LEVELS = (
         *("store", "images", "textures", "augment", "resnet", "heads", "losses"),
         *("ema", "lars", "schedules", "metrics", "checkpoints", "config"),
     },
+    {"network_options", "training_options", "label_options"},
     {"resample", "color", "options", "defaults", "names"},
     {"__init__"},
 )
-LEAVES = LEVELS[-3] | LEVELS[-2] | LEVELS[-1]
+LEAVES = set.union(*LEVELS[-4:])
 # A leaf imports nothing of ours, except the parts that it was split into.
 PARTS = {
     "augment": {"resample", "color"},
-    "config": {"options", "defaults", "names"},
+    "config": {
+        *("network_options", "training_options", "label_options"),
+        *("options", "defaults", "names"),
+    },
+    "network_options": {"options"},
+    "training_options": {"options", "defaults"},
+    "label_options": {"options"},
     "heads": {"names"},
 }
-SEES_CONFIG = set.union(*LEVELS[:4]) | {"config"}
+SEES_CONFIG = set.union(*LEVELS[:5]) | {"config"}
 # What the package cannot do without: an empty folder must not pass.
 CORE = {"run", "pretrain", "evaluate", "export", "build", "simclr", "method", "data"}
-CORE |= LEVELS[-3] - {"ema", "checkpoints", "images"}
+CORE |= LEVELS[-4] - {"ema", "checkpoints", "images"}
 
 STATELESS = re.compile(
     r"tf\.random\.(stateless_\w+|split|fold_in|"

@@ -8,7 +8,15 @@ import typing
 from absl import flags
 
 
-def option(default, help, choices=None, above=None, least=None, most=None):
+def option(
+    default,
+    help,
+    choices=None,
+    above=None,
+    least=None,
+    most=None,
+    pretraining=True,
+):
     """Returns a dataclass field that is also a flag.
 
     Args:
@@ -18,9 +26,11 @@ def option(default, help, choices=None, above=None, least=None, most=None):
         above: The value must be greater than this.
         least: The value must be at least this.
         most: The value must be at most this.
+        pretraining: Whether it touches the pretraining: a run folder is bound to it.
     """
     limits = {"choices": choices, "above": above, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+    about = {"help": help, "pretraining": pretraining}
+    return dataclasses.field(default=default, metadata={**about, **limits})
 
 
 def define_flags(config_class: type, values: flags.FlagValues) -> None:
