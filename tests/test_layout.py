@@ -19,7 +19,7 @@ LEVELS = (
     {"run"},
     {"pretrain", "evaluate", "export", "embed", "report", "plan", "distill"},
     {"finetune"},  # a student is distilled from it, and then one like it
-    {"trained", "results", "runfolder"},  # what the harness shares
+    {"trained", "results", "runfolder", "trial"},  # what the harness shares
     {"build"},
     {"simclr", "moco", "byol"},
     {"method"},
@@ -28,10 +28,10 @@ LEVELS = (
     {"folder_source", "tfds_source", "store_writer", "probes", "guards"},
     {
         *("store", "images", "textures", "augment", "resnet", "heads", "losses"),
-        *("ema", "lars", "schedules", "metrics", "checkpoints", "config"),
+        *("ema", "lars", "schedules", "metrics", "flops", "checkpoints", "config"),
     },
     {"network_options", "training_options", "label_options"},
-    {"resample", "color", "options", "defaults", "names"},
+    {"resample", "color", "options", "defaults", "names", "norms"},
     {"__init__"},
 )
 LEAVES = set.union(*LEVELS[-4:])
@@ -45,7 +45,8 @@ PARTS = {
     "network_options": {"options"},
     "training_options": {"options", "defaults"},
     "label_options": {"options"},
-    "heads": {"names"},
+    "heads": {"names", "norms"},
+    "resnet": {"norms"},
 }
 SEES_CONFIG = set.union(*LEVELS[:5]) | {"config"}
 # What the package cannot do without: an empty folder must not pass.

@@ -1,14 +1,37 @@
 """Makes the objects that a Config describes."""
 
 import dataclasses
+import inspect
 
 import keras
 import tensorflow as tf
 
-from tfsimclr import augment, data, heads, lars, resnet, schedules, simclr
+from tfsimclr import (
+    augment,
+    byol,
+    data,
+    heads,
+    lars,
+    moco,
+    norms,
+    resnet,
+    schedules,
+    simclr,
+)
 from tfsimclr.config import Config
 
-METHODS = {"simclr": simclr.SimCLR}
+METHODS = {"simclr": simclr.SimCLR, "moco": moco.MoCo, "byol": byol.BYOL}
+# Arguments that not every method takes, and the settings behind them.
+ARGUMENTS = {
+    "temperature": ("temperature",),
+    "loss": ("loss",),
+    "block_rows": ("loss_block_rows",),
+    "ema": ("ema",),
+    "total_steps": ("ema_schedule",),
+    "queue_size": ("queue_size",),
+    "bn_groups": ("bn_groups",),
+    "predictor": ("pred_layers", "pred_hidden"),
+}
 
 
 def dataset(config: Config) -> data.DataSet:
@@ -59,11 +82,60 @@ def resolve(config: Config, images: data.DataSet) -> Config:
             f"--batch_size={config.batch_size} is more than the {count} images to "
             f"pretrain on. Use --batch_size={count} or less."
         )
+    config = with_method_defaults(config, count)
     # The head checks it too, but only after the run folder is made.
     if config.proj_activation not in heads.activation_names():
         raise ValueError(
             "--proj_activation must be relu, tanh, leaky_relu or another Keras "
             f"activation, got {config.proj_activation!r}."
+        )
+    return config
+
+
+def with_method_defaults(config: Config, num_images: int) -> Config:
+    """Returns the config with the method's defaults in place of None.
+
+    Raises:
+        ValueError: If a setting is of another method, or does not fit the batch.
+    """
+    made = METHODS[config.method]
+    takes = inspect.signature(made).parameters
+    for field in dataclasses.fields(config):
+        arguments = [a for a, names in ARGUMENTS.items() if field.name in names]
+        given = getattr(config, field.name) != field.default
+        if given and arguments and arguments[0] not in takes:
+            raise ValueError(
+                f"--{field.name} means nothing to --method={config.method}. Leave it "
+                "out, or choose another method."
+            )
+    batch = config.batch_size
+    # A queue that holds most images holds the query's own, which would repel it.
+    queue = min(65536, num_images // 2) // batch * batch
+    found = {"queue_size": queue or batch, "bn_groups": norms.fewest_groups(batch)}
+    found = {name: value for name, value in found.items() if name in takes}
+    config = config.replace_none(**{"proj_batch_norm": "false", **made.defaults})
+    config = config.replace_none(**found)
+    if config.pred_layers is None and "predictor" in takes:
+        layers = 0 if config.queue_size else 2
+        config = dataclasses.replace(config, pred_layers=layers)
+    if config.queue_size and config.queue_size % batch:
+        raise ValueError(
+            f"--queue_size must be a multiple of --batch_size={batch}, got "
+            f"{config.queue_size}. Use {config.queue_size // batch * batch or batch}."
+        )
+    if config.queue_size and config.queue_size >= num_images:
+        raise ValueError(
+            f"--queue_size={config.queue_size} would hold every one of the "
+            f"{num_images} images, also a query's own. Use {queue or batch} or less."
+        )
+    if config.bn_groups and batch % config.bn_groups:
+        raise ValueError(
+            f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
+        )
+    if config.loss_block_rows and 2 * batch % config.loss_block_rows:
+        raise ValueError(
+            f"--loss_block_rows must divide {2 * batch}, the rows of both views, got "
+            f"{config.loss_block_rows}."
         )
     return config
 
@@ -92,16 +164,32 @@ def encoder(config: Config) -> keras.Model:
     )
 
 
-def method(config: Config):
-    """Returns the untrained model of a resolved config."""
+def method(config: Config, total_steps: int | None = None):
+    """Returns the untrained model of a resolved config.
+
+    Args:
+        config: Resolved.
+        total_steps: Of the run, for what follows a schedule of its own; evaluation
+            needs none.
+    """
     network = encoder(config)  # first: it sets precision and seed
-    head = heads.ProjectionHead(
-        num_layers=config.proj_layers,
-        dim=config.proj_dim,
-        hidden_dim=config.proj_hidden or None,
-        activation=config.proj_activation,
-        batch_norm=config.proj_batch_norm,
+    norm = {"false": False, "true": True}.get(
+        config.proj_batch_norm, config.proj_batch_norm
     )
+    common = {
+        "dim": config.proj_dim,
+        "activation": config.proj_activation,
+        "batch_norm": norm,
+    }
+    hidden = config.proj_hidden or None
+    head = heads.ProjectionHead(config.proj_layers, hidden_dim=hidden, **common)
+    predictor = None
+    if config.pred_layers:
+        # Its input is z, which is narrow: hidden layers are as wide as the head's.
+        hidden = config.pred_hidden or hidden or network.output_shape[-1]
+        predictor = heads.ProjectionHead(
+            config.pred_layers, hidden_dim=hidden, name="predictor", **common
+        )
     views = augment.Views(
         image_size=config.image_size,
         crop_min_area=config.crop_min_area,
@@ -110,9 +198,20 @@ def method(config: Config):
         flip=config.flip,
         grayscale=config.grayscale,
     )
-    return METHODS[config.method](
-        network, head, views, temperature=config.temperature, seed=config.seed
-    )
+    settings = {
+        "temperature": config.temperature,
+        "loss": config.loss,
+        "block_rows": config.loss_block_rows,
+        "ema": config.ema,
+        "total_steps": total_steps if config.ema_schedule == "cosine" else None,
+        "queue_size": config.queue_size,
+        "bn_groups": config.bn_groups,
+        "predictor": predictor,
+    }
+    made = METHODS[config.method]
+    takes = inspect.signature(made).parameters
+    settings = {name: value for name, value in settings.items() if name in takes}
+    return made(network, head, views, seed=config.seed, **settings)
 
 
 def schedule(config: Config, steps_per_epoch: int) -> schedules.Schedule:

@@ -4,6 +4,8 @@ import functools
 
 import keras
 
+from tfsimclr.norms import SplitBatchNormalization
+
 MAX_LAYERS = 8
 
 # Not elementwise, or not usable without arguments: they cannot follow a layer here.
@@ -24,7 +26,7 @@ class ProjectionHead(keras.layers.Layer):
         activation: Name of an elementwise Keras activation, for the hidden layers.
         batch_norm: Whether each layer is followed by batch normalisation: before the
             activation of the hidden ones, without an offset after the last, as in
-            SimCLR.
+            SimCLR. "hidden" leaves the last one without, as in BYOL.
         **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
 
     Returns, when called on h `[n, d]`, a list of 1 + num_layers tensors: h itself,
@@ -40,7 +42,7 @@ class ProjectionHead(keras.layers.Layer):
         dim: int = 64,
         hidden_dim: int | None = None,
         activation: str = "relu",
-        batch_norm: bool = False,
+        batch_norm: bool | str = False,
         **kwargs,
     ):
         # The layers inside cast what they are given; h passes through as it came.
@@ -49,6 +51,10 @@ class ProjectionHead(keras.layers.Layer):
         _check_count("dim", dim, 1)
         if hidden_dim is not None:
             _check_count("hidden_dim", hidden_dim, 1)
+        if batch_norm not in (True, False, "hidden"):
+            raise ValueError(
+                f"batch_norm must be True, False or 'hidden', got {batch_norm!r}."
+            )
         self.num_layers = num_layers
         self.dim = dim
         self.hidden_dim = hidden_dim
@@ -74,8 +80,8 @@ class ProjectionHead(keras.layers.Layer):
             )
             dense.build((None, width))
             self._denses.append(dense)
-            if self.batch_norm:
-                norm = keras.layers.BatchNormalization(
+            if self._normalised(i):
+                norm = SplitBatchNormalization(
                     momentum=0.9,
                     epsilon=1e-5,
                     center=not last,
@@ -90,10 +96,14 @@ class ProjectionHead(keras.layers.Layer):
         outputs = [h]
         for i, dense in enumerate(self._denses):
             x = dense(outputs[-1])
-            if self.batch_norm:
+            if self._normalised(i):
                 x = self._norms[i](x, training=training)
             outputs.append(x if dense is self._denses[-1] else self._activate(x))
         return outputs
+
+    def _normalised(self, layer: int) -> bool:
+        hidden = layer < self.num_layers - 1
+        return self.batch_norm is True or (self.batch_norm == "hidden" and hidden)
 
     def compute_output_shape(self, h_shape):
         n, d = h_shape

@@ -19,7 +19,9 @@ def chance(n: int) -> float:
     return math.log(2 * n - 1)
 
 
-def nt_xent(z_a: tf.Tensor, z_b: tf.Tensor, temperature: float) -> tf.Tensor:
+def nt_xent(
+    z_a: tf.Tensor, z_b: tf.Tensor, temperature: float, keys=None, block_rows: int = 0
+) -> tf.Tensor:
     """Returns the mean NT-Xent loss of two batches of projections.
 
     Every one of the 2n projections is an anchor; its other view is the positive, the
@@ -29,6 +31,12 @@ def nt_xent(z_a: tf.Tensor, z_b: tf.Tensor, temperature: float) -> tf.Tensor:
         z_a: Projections of the first views, `[n, d]`, any float type.
         z_b: Projections of the second views, row-aligned with `z_a`.
         temperature: Positive scalar; smaller is sharper.
+        keys: None, or the `(a, b)` that the anchors are compared with in place of
+            themselves, of the shapes of `z_a` and `z_b`: projections of a moving
+            average, say. An anchor's own key is no candidate.
+        block_rows: 0 computes all similarities, `[2n, 2n]`, at once; otherwise this
+            many rows at a time, also in the gradient, which saves memory and costs
+            a second pass. Must divide 2n.
 
     Returns:
         Scalar float32, the mean over the 2n anchors; ln(2n - 1) at chance.
@@ -38,42 +46,191 @@ def nt_xent(z_a: tf.Tensor, z_b: tf.Tensor, temperature: float) -> tf.Tensor:
 
     Source: Chen et al. 2020 (arXiv:2002.05709), section 2.1, equation 1.
     """
-    z_a, z_b = _checked(z_a, z_b, temperature)
-    n = tf.shape(z_a)[0]
-    z = normalize(tf.concat([z_a, z_b], axis=0))  # [2n, d]
-    logits = tf.matmul(z, z, transpose_b=True) / temperature  # [2n, 2n]
-    # An anchor is not its own candidate. Float32's lowest value, not -inf: the softmax
-    # gives it weight zero, and n = 1 or identical rows stay finite.
-    logits = tf.linalg.set_diag(logits, tf.fill([2 * n], tf.float32.min))
-    positives = tf.math.floormod(tf.range(2 * n) + n, 2 * n)
-    # Log-sum-exp inside: sums of exp(1 / temperature) overflow below 0.012.
-    return tf.reduce_mean(
-        tf.nn.sparse_softmax_cross_entropy_with_logits(labels=positives, logits=logits)
-    )
+    anchors, candidates = _rows(z_a, z_b, temperature, keys)
+    positive = _positive(anchors, candidates) / temperature
+    every = _log_sum_exp(anchors, candidates, temperature, False, block_rows)
+    return tf.reduce_mean(every - positive)
 
 
-def info_nce(query: tf.Tensor, key: tf.Tensor, temperature: float) -> tf.Tensor:
-    """Returns the one-sided InfoNCE loss: each query against all keys of the batch.
+def dcl(
+    z_a: tf.Tensor, z_b: tf.Tensor, temperature: float, keys=None, block_rows: int = 0
+) -> tf.Tensor:
+    """Returns the decoupled loss: NT-Xent whose positive is not in the denominator.
+
+    In NT-Xent a pair that is already close scales its own gradient down, the more the
+    fewer negatives there are; without the positive in the denominator it does not.
+
+    Args and errors are those of `nt_xent`.
+
+    Returns:
+        Scalar float32, the mean over the 2n anchors; ln(2n - 2) at chance. Not bounded
+        below by 0.
+
+    Source: Yeh et al. 2022 (arXiv:2110.06848), equation 6.
+    """
+    anchors, candidates = _rows(z_a, z_b, temperature, keys)
+    positive = _positive(anchors, candidates) / temperature
+    negatives = _log_sum_exp(anchors, candidates, temperature, True, block_rows)
+    return tf.reduce_mean(negatives - positive)
+
+
+def dclw(
+    z_a: tf.Tensor, z_b: tf.Tensor, temperature: float, keys=None, block_rows: int = 0
+) -> tf.Tensor:
+    """Returns the decoupled loss that weights a positive the more the farther it is.
+
+    The weight of pair i is 2 - exp(s_i / 0.5) / mean_j exp(s_j / 0.5), s the cosine
+    similarities of the pairs; the weights of a batch have mean 1.
+
+    Args and errors are those of `nt_xent`.
+
+    Returns:
+        Scalar float32, the mean over the 2n anchors; ln(2n - 2) at chance.
+
+    Source: Yeh et al. 2022 (arXiv:2110.06848), equation 7 and the sigma of its code.
+    """
+    anchors, candidates = _rows(z_a, z_b, temperature, keys)
+    similarity = _positive(anchors, candidates)
+    of_views = tf.reshape(similarity, [2, -1])
+    n = tf.cast(tf.shape(of_views)[1], tf.float32)
+    weight = tf.reshape(2.0 - n * tf.nn.softmax(of_views / 0.5, axis=1), [-1])
+    negatives = _log_sum_exp(anchors, candidates, temperature, True, block_rows)
+    return tf.reduce_mean(negatives - weight * similarity / temperature)
+
+
+def info_nce(
+    query: tf.Tensor, key: tf.Tensor, temperature: float, queue=None
+) -> tf.Tensor:
+    """Returns the one-sided InfoNCE loss: each query against all keys.
 
     Args:
         query: `[n, d]`, any float type.
-        key: `[n, d]`; row i is the positive of query i, the others its n - 1 negatives.
+        key: `[n, d]`; row i is the positive of query i.
         temperature: Positive scalar.
+        queue: None: the other n - 1 keys are the negatives. Or `[k, d]`, rows of
+            length one: these are.
 
     Returns:
-        Scalar float32, the mean over the n queries; ln(n) at chance.
+        Scalar float32, the mean over the n queries; ln(n) at chance, with a queue
+        ln(1 + k).
 
     Raises:
         ValueError: If the temperature is not positive or the shapes do not fit.
 
-    Source: van den Oord et al. 2018 (arXiv:1807.03748), equation 4.
+    Source: van den Oord et al. 2018 (arXiv:1807.03748), equation 4; with a queue He et
+    al. 2020 (arXiv:1911.05722), equation 1.
     """
     query, key = _checked(query, key, temperature)
-    logits = tf.matmul(normalize(query), normalize(key), transpose_b=True) / temperature
-    positives = tf.range(tf.shape(logits)[0])
+    query, key = normalize(query), normalize(key)
+    if queue is None:
+        logits = tf.matmul(query, key, transpose_b=True) / temperature
+        labels = tf.range(tf.shape(logits)[0])
+    else:
+        positive = tf.reduce_sum(query * key, axis=1, keepdims=True)
+        negatives = tf.matmul(query, queue, transpose_b=True)
+        logits = tf.concat([positive, negatives], axis=1) / temperature
+        labels = tf.zeros([tf.shape(query)[0]], tf.int32)
+    # Log-sum-exp inside: sums of exp(1 / temperature) overflow below 0.012.
     return tf.reduce_mean(
-        tf.nn.sparse_softmax_cross_entropy_with_logits(labels=positives, logits=logits)
+        tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     )
+
+
+def regression(prediction: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Returns BYOL's loss: the mean squared distance of the normalised rows, in 0-4.
+
+    Args:
+        prediction: `[n, d]`, any float type.
+        target: `[n, d]`, row-aligned.
+
+    Source: Grill et al. 2020 (arXiv:2006.07733), equation 2.
+    """
+    squared = tf.square(normalize(prediction) - normalize(target))
+    return tf.reduce_mean(tf.reduce_sum(squared, axis=1))
+
+
+def _positive(anchors, candidates):
+    """Returns the similarity of every anchor to its other view's row, `[2n]`."""
+    a, b = tf.split(candidates, 2)
+    return tf.reduce_sum(anchors * tf.concat([b, a], axis=0), axis=1)
+
+
+def _log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
+    """Returns ln of the sum of exp(similarity / temperature) of every anchor, `[2n]`.
+
+    An anchor's own row, and if `decoupled` its positive, stay out of the sum.
+    """
+
+    def logits_of(rows, first, candidates):
+        logits = tf.matmul(rows, candidates, transpose_b=True) / temperature
+        count = tf.shape(candidates)[0]
+        row = first + tf.range(tf.shape(rows)[0])[:, None]
+        column = tf.range(count)[None]
+        excluded = column == row
+        if decoupled:
+            excluded |= column == tf.math.floormod(row + count // 2, count)
+        # Float32's lowest value, not -inf: the softmax gives it weight zero, and n = 1
+        # or identical rows stay finite.
+        return tf.where(excluded, tf.float32.min, logits)
+
+    if not block_rows:
+        # Log-sum-exp: sums of exp(1 / temperature) overflow below 0.012.
+        return tf.reduce_logsumexp(logits_of(anchors, 0, candidates), axis=1)
+    count = anchors.shape[0]
+    if count is not None and count % block_rows:
+        raise ValueError(
+            f"block_rows must divide the {count} rows of both views, got {block_rows}."
+        )
+
+    @tf.custom_gradient
+    def of_blocks(anchors, candidates):
+        # Recomputed in the gradient: it is the kept softmax that costs memory.
+        blocks = tf.reshape(anchors, [-1, block_rows, anchors.shape[1]])
+        firsts = tf.range(tf.shape(blocks)[0]) * block_rows
+        sums = tf.map_fn(
+            lambda block: tf.reduce_logsumexp(logits_of(*block, candidates), axis=1),
+            (blocks, firsts),
+            fn_output_signature=tf.TensorSpec([block_rows], tf.float32),
+            parallel_iterations=1,
+        )
+
+        def gradient(upstream):
+            upstream = tf.reshape(upstream, [-1, block_rows]) / temperature
+
+            def add(i, of_anchors, of_candidates):
+                rows = blocks[i]
+                logits = logits_of(rows, firsts[i], candidates)
+                share = tf.exp(logits - sums[i][:, None]) * upstream[i][:, None]
+                return (
+                    i + 1,
+                    of_anchors.write(i, tf.matmul(share, candidates)),
+                    of_candidates + tf.matmul(share, rows, transpose_a=True),
+                )
+
+            steps = tf.shape(blocks)[0]
+            of_anchors = tf.TensorArray(
+                tf.float32, size=steps, element_shape=[block_rows, anchors.shape[1]]
+            )
+            _, of_anchors, of_candidates = tf.while_loop(
+                lambda i, *_: i < steps,
+                add,
+                (0, of_anchors, tf.zeros_like(candidates)),
+                parallel_iterations=1,
+            )
+            return of_anchors.concat(), of_candidates
+
+        return tf.reshape(sums, [-1]), gradient
+
+    return of_blocks(anchors, candidates)
+
+
+def _rows(z_a, z_b, temperature: float, keys) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns anchors and candidates, `[2n, d]` each, rows of length one."""
+    anchors = normalize(tf.concat(_checked(z_a, z_b, temperature), axis=0))
+    if keys is None:
+        return anchors, anchors
+    _checked(z_a, keys[0], temperature)
+    return anchors, normalize(tf.concat(_checked(*keys, temperature), axis=0))
 
 
 def _checked(z_a, z_b, temperature: float) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,13 +7,16 @@ import tensorflow as tf
 from tfsimclr import augment
 from tfsimclr.names import feature_names
 
+PARTS = ("encoder", "head", "views", "predictor")
+
 
 class Method(keras.Model):
     """An encoder and a head, trained on pairs of views; a method fills the hooks.
 
     A subclass says what is optimised in `objective`, which variables that moves in
     `learned_variables`, and what follows an update in `after_update`. It names the
-    scalars it logs in `logged`. The step itself is written once, here.
+    scalars it logs in `logged`, and in `defaults` what settings that are left open mean
+    for it on the command line. The step itself is written once, here.
 
     Every random draw is a function of `seed` and `step`, the number of batches seen
     (not of updates applied: float16 skips some), so a restored model goes on exactly.
@@ -23,19 +26,24 @@ class Method(keras.Model):
         head: h -> `[h, head_1, ..., z]`.
         views: Callable (images `[n, H, W, 3]` in 0-255, seed `[2]`) -> view in 0-1.
         seed: Integer.
+        predictor: None, or a head that follows z where a method predicts.
         **kwargs: Of `keras.Model`.
     """
 
     logged: tuple[str, ...] = ()
+    defaults: dict = {}
 
-    def __init__(self, encoder, head, views, seed: int = 0, **kwargs):
+    def __init__(self, encoder, head, views, seed: int = 0, predictor=None, **kwargs):
         super().__init__(**kwargs)
         self.encoder = encoder
         self.head = head
         self.views = views
         self.seed = seed
+        self.predictor = predictor
         if not head.built:
             head.build(encoder.output_shape)
+        if predictor is not None and not predictor.built:
+            predictor.build((None, head.dim))
         self.step = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, name="step"
         )
@@ -53,8 +61,10 @@ class Method(keras.Model):
 
     @property
     def learned_variables(self):
-        """The variables that the gradient moves."""
-        return self.trainable_variables
+        """The variables that the gradient moves; not those of a twin."""
+        networks = [self.encoder, self.head]
+        networks += [self.predictor] if self.predictor else []
+        return [v for network in networks for v in network.trainable_variables]
 
     def after_update(self):
         """Runs after every update; the place for moving averages and queues."""
@@ -62,6 +72,13 @@ class Method(keras.Model):
     def call(self, images, training=False):
         """Returns `[h, head_1, ..., z]` of images `[n, H, W, 3]` in 0-1."""
         return self.head(self.encoder(images, training=training), training=training)
+
+    def predicted(self, view):
+        """Returns z of a view, or what the predictor makes of it, `[n, d]` float32."""
+        z = self(view, training=True)[-1]
+        if self.predictor:
+            z = self.predictor(z, training=True)[-1]
+        return tf.cast(z, tf.float32)
 
     def train_step(self, data):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -99,6 +116,11 @@ class Method(keras.Model):
             self.meters[name].update_state(value)
         return {name: meter.result() for name, meter in self.meters.items()}
 
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Keras would build it for all variables, a twin's among them.
+        self.optimizer.build(self.learned_variables)
+
     def features(self, images, batch_size: int = 256) -> dict[str, np.ndarray]:
         """Returns the un-augmented features of every layer.
 
@@ -124,13 +146,16 @@ class Method(keras.Model):
         return [tf.cast(layer, tf.float32) for layer in layers]
 
     def get_config(self):
-        parts = {"encoder": self.encoder, "head": self.head, "views": self.views}
+        parts = {name: getattr(self, name) for name in PARTS}
         parts = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
+        if not self.predictor:
+            del parts["predictor"]  # not every method takes one
         return {**super().get_config(), **parts, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("encoder", "head", "views"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        for name in PARTS:
+            if name in config:
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)

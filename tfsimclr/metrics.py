@@ -3,24 +3,47 @@
 import tensorflow as tf
 
 
-def contrastive_top1(z_a: tf.Tensor, z_b: tf.Tensor) -> tf.Tensor:
+def contrastive_top1(
+    z_a: tf.Tensor, z_b: tf.Tensor, keys=None, block_rows: int = 0
+) -> tf.Tensor:
     """Returns how often an anchor's most similar row is its other view.
 
     Args:
         z_a: Projections of the first views, `[n, d]`, any float type.
         z_b: Projections of the second views, row-aligned with `z_a`.
+        keys: None, or the `(a, b)` that the anchors are compared with in place of
+            themselves; an anchor's own key is no candidate.
+        block_rows: Anchors at a time, a divisor of 2n; 0 is all.
 
     Returns:
         Scalar float32 in 0-1 over the 2n anchors, each with 2n - 1 candidates (cosine
         similarity); 1 / (2n - 1) at chance.
     """
     z = _unit_rows(tf.concat([z_a, z_b], axis=0))  # [2n, d]
-    n = tf.shape(z)[0] // 2
-    similarity = tf.matmul(z, z, transpose_b=True)  # [2n, 2n]
-    similarity = tf.linalg.set_diag(similarity, tf.fill([2 * n], -2.0))
-    positives = tf.math.floormod(tf.range(2 * n) + n, 2 * n)
-    nearest = tf.argmax(similarity, axis=1, output_type=tf.int32)
-    return tf.reduce_mean(tf.cast(nearest == positives, tf.float32))
+    candidates = z if keys is None else _unit_rows(tf.concat(keys, axis=0))
+    count = tf.shape(z)[0]
+
+    def correct(first):
+        row = first + tf.range(block_rows or count)
+        similarity = tf.matmul(tf.gather(z, row), candidates, transpose_b=True)
+        itself = tf.range(count)[None] == row[:, None]
+        nearest = tf.argmax(
+            tf.where(itself, -2.0, similarity), axis=1, output_type=tf.int32
+        )
+        positive = tf.math.floormod(row + count // 2, count)
+        return tf.reduce_mean(tf.cast(nearest == positive, tf.float32))
+
+    if not block_rows:
+        return correct(0)
+    firsts = tf.range(0, count, block_rows)
+    return tf.reduce_mean(
+        tf.map_fn(
+            correct,
+            firsts,
+            fn_output_signature=tf.TensorSpec([], tf.float32),
+            parallel_iterations=1,
+        )
+    )
 
 
 def alignment(z_a: tf.Tensor, z_b: tf.Tensor) -> tf.Tensor:

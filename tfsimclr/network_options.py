@@ -12,8 +12,9 @@ class NetworkOptions:
     mode: str = option(
         "all",
         "What to do: all is pretrain, evaluate, export in turn; the others do one part "
-        "on the run folder.",
-        choices=("all", "pretrain", "evaluate", "export"),
+        "on the run folder. plan makes none: it tries ten steps and prints what the "
+        "run would take of memory and time.",
+        choices=("all", "pretrain", "evaluate", "export", "plan"),
         pretraining=False,
     )
     workdir: str = option(
@@ -47,7 +48,12 @@ class NetworkOptions:
         least=0,
         pretraining=False,
     )
-    method: str = option("simclr", "What to train.", choices=("simclr",))
+    method: str = option(
+        "simclr",
+        "What to train: simclr (the batch has the negatives), moco (a queue has them) "
+        "or byol (there are none).",
+        choices=("simclr", "moco", "byol"),
+    )
     backbone: str | None = option(
         None,
         "Encoder; default from the data set. Deeper is better and slower.",
@@ -80,7 +86,55 @@ class NetworkOptions:
     temperature: float = option(
         0.5, "Softmax temperature of the loss; smaller is sharper.", above=0
     )
-    loss: str = option("nt_xent", "Contrastive loss.", choices=("nt_xent",))
+    loss: str = option(
+        "nt_xent",
+        "Loss of simclr: nt_xent, or without the positive in the denominator dcl and "
+        "its weighted form dclw, for small batches.",
+        choices=("nt_xent", "dcl", "dclw"),
+    )
+    loss_block_rows: int = option(
+        0,
+        "Rows of simclr's similarities at a time, a divisor of twice the batch; 0 is "
+        "all. Saves memory where the batch is in the thousands.",
+        least=0,
+    )
+    ema: float | None = option(
+        None,
+        "Share of the moving average of the network that stays at a step; the average "
+        "makes the keys or targets. Default: moco 0.999, byol 0.996, simclr 0, which "
+        "has no average. Below some thousand steps 0.99 suits better.",
+        least=0,
+        most=1,
+    )
+    ema_schedule: str | None = option(
+        None,
+        "Whether --ema stays (constant) or rises to 1 over the run (cosine). Default: "
+        "byol cosine, others constant.",
+        choices=("constant", "cosine"),
+    )
+    queue_size: int | None = option(
+        None,
+        "Keys that moco keeps, a multiple of the batch; 0 compares within the batch, "
+        "both ways, as MoCo v3. Default: 65536, at most half of the images.",
+        least=0,
+    )
+    bn_groups: int | None = option(
+        None,
+        "Groups into which moco splits the batch for batch norm, so that statistics "
+        "do not give the key away. Default: the fewest of which two share one image "
+        "at most. 1 is a plain batch norm.",
+        least=1,
+    )
+    pred_layers: int | None = option(
+        None,
+        "Layers of the predictor behind z; 0 is none. Default: byol 2, moco 0 (2 "
+        "without a queue).",
+        least=0,
+        most=8,
+    )
+    pred_hidden: int = option(
+        0, "Width of the predictor's hidden layers; 0 is that of the head's.", least=0
+    )
     proj_layers: int = option(
         2, "Layers of the projection head; more help small batches.", least=1, most=8
     )
@@ -93,6 +147,10 @@ class NetworkOptions:
         "Activation of the head: relu, tanh, leaky_relu (slope 0.01, as in the "
         "study) or any Keras name.",
     )
-    proj_batch_norm: bool = option(
-        False, "Batch norm in the head, as SimCLR's own code has; the study has none."
+    proj_batch_norm: str | None = option(
+        None,
+        "Batch norm in the head (and the predictor): true, after every layer, as in "
+        "SimCLR's own code; hidden, not after the last, as in BYOL; false, as in the "
+        "study. Default: byol hidden, others false.",
+        choices=("false", "true", "hidden"),
     )

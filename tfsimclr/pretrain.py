@@ -26,7 +26,7 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
     """
     images = _drawn(dataset.pretrain.images, config.num_pretrain_images)
     steps_per_epoch = len(images) // config.batch_size
-    model = build.method(config)
+    model = build.method(config, config.epochs * steps_per_epoch)
     variables = model.learned_variables
     schedule = build.schedule(config, steps_per_epoch)
     optimizer = build.optimizer(config, schedule, variables)

@@ -5,6 +5,8 @@ import numbers
 
 import keras
 
+from tfsimclr.norms import SplitBatchNormalization
+
 # Depth -> (block, blocks in each of the four stages).
 _ARCHITECTURES = {
     10: ("basic", (1, 1, 1, 1)),
@@ -193,9 +195,7 @@ def _conv_bn(x, filters, kernel_size, stride, name, relu=True):
     # so that every block starts as its shortcut. The paper reproduced here used
     # torchvision's default, ones; and with zeros the untrained encoder, one of the
     # two floors of the evaluation, would be little more than its stem.
-    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(
-        x
-    )
+    x = SplitBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 

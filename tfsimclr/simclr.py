@@ -3,8 +3,11 @@
 import keras
 import tensorflow as tf
 
+from tfsimclr import ema as moving_averages
 from tfsimclr import losses, metrics
 from tfsimclr.method import Method
+
+LOSSES = {"nt_xent": losses.nt_xent, "dcl": losses.dcl, "dclw": losses.dclw}
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -15,8 +18,16 @@ class SimCLR(Method):
         encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`, e.g. `resnet.resnet(18)`.
         head: h -> `[h, head_1, ..., z]`, e.g. `heads.ProjectionHead(4)`.
         views: Makes a view of a batch, e.g. `augment.Views(image_size=96)`.
-        temperature: Of NT-Xent, positive.
+        temperature: Of the loss, positive.
         seed: Of the views.
+        loss: `nt_xent`, or without the positive in the denominator `dcl` and its
+            weighted form `dclw` (see `losses`).
+        ema: 0 compares the projections with each other. Otherwise they are compared
+            with those of a moving average of encoder and head, and this is the share
+            of the average that stays at a step: momentum SimCLR.
+        total_steps: Steps over which `ema` rises to 1 on half a cosine; None keeps it.
+        block_rows: 0 computes the loss at once, otherwise this many rows of the
+            similarities at a time (see `losses.nt_xent`).
         **kwargs: Of `keras.Model`.
 
     Example::
@@ -29,29 +40,68 @@ class SimCLR(Method):
     """
 
     logged = ("loss_above_chance", "contrastive_top1")
+    defaults = {"ema": 0.0, "ema_schedule": "constant"}
 
     def __init__(
-        self, encoder, head, views, temperature: float = 0.5, seed: int = 0, **kwargs
+        self,
+        encoder,
+        head,
+        views,
+        temperature: float = 0.5,
+        seed: int = 0,
+        loss: str = "nt_xent",
+        ema: float = 0.0,
+        total_steps: int | None = None,
+        block_rows: int = 0,
+        **kwargs,
     ):
         if not temperature > 0:
             raise ValueError(
                 f"temperature must be above 0, got temperature={temperature}. "
                 "The paper uses 0.5."
             )
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {tuple(LOSSES)}, got {loss!r}.")
         super().__init__(encoder, head, views, seed=seed, **kwargs)
         self.temperature = temperature
+        self.loss_name = loss
+        self.ema = ema
+        self.block_rows = block_rows
+        self.total_steps = total_steps
+        self.average = None
+        if ema:
+            self.average = moving_averages.Average([encoder, head], ema, total_steps)
 
     def objective(self, view_a, view_b):
         # One pass, so that batch norm sees both views of every image together.
-        z = self(tf.concat([view_a, view_b], axis=0), training=True)[-1]  # [2n, d]
-        z_a, z_b = tf.split(tf.cast(z, tf.float32), 2)
-        loss = losses.nt_xent(z_a, z_b, self.temperature)
-        candidates = tf.cast(tf.shape(z)[0] - 1, tf.float32)
+        both = tf.concat([view_a, view_b], axis=0)
+        z_a, z_b = _halves(self(both, training=True)[-1])
+        keys = _halves(self.average(both, training=True)) if self.average else None
+        compared = {"keys": keys, "block_rows": self.block_rows}
+        loss = LOSSES[self.loss_name](z_a, z_b, self.temperature, **compared)
+        # Without the positive in the denominator there is one candidate less.
+        candidates = 2 * tf.shape(z_a)[0] - (1 if self.loss_name == "nt_xent" else 2)
         return loss, {
-            # Comparable between batch sizes: 0 is chance, ln(2n - 1).
-            "loss_above_chance": loss - tf.math.log(candidates),
-            "contrastive_top1": metrics.contrastive_top1(z_a, z_b),
+            # Comparable between batch sizes: 0 is chance.
+            "loss_above_chance": loss - tf.math.log(tf.cast(candidates, tf.float32)),
+            "contrastive_top1": metrics.contrastive_top1(z_a, z_b, **compared),
         }
 
+    def after_update(self):
+        if self.average:
+            self.average.update(self.step - 1)
+
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        own = {
+            "temperature": self.temperature,
+            "loss": self.loss_name,
+            "ema": self.ema,
+            "total_steps": self.total_steps,
+            "block_rows": self.block_rows,
+        }
+        return {**super().get_config(), **own}
+
+
+def _halves(z):
+    """Returns the projections of either view, `[n, d]` float32."""
+    return tf.split(tf.cast(z, tf.float32), 2)
