@@ -9,6 +9,7 @@ import pathlib
 from absl import flags
 
 from tfsimclr import config as configs
+from tfsimclr import options
 from tfsimclr import run as command_line
 
 # Two runs that differ in these only are one: every feature is scored by either.
@@ -43,17 +44,16 @@ class Run:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             text = (self.folder / "result.json").read_text(encoding="utf-8")
             result = json.loads(text)
-            asked = {
-                name: value
+            fields = dataclasses.fields(configs.Config)
+            # What an older version did not know was at its default there.
+            there = {field.name: field.default for field in fields} | result["config"]
+            same = all(
+                options.text(there[name]) == options.text(value)
                 for name, value in compared(self.config)
                 if value not in (None, "auto")
-            }
+            )
             whole = result["pretrain"]["epochs"] >= self.config.epochs
-            if (
-                whole
-                and result["features"]
-                and asked.items() <= result["config"].items()
-            ):
+            if whole and result["features"] and same:
                 return result
         return None
 

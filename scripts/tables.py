@@ -10,40 +10,14 @@ import argparse
 import pathlib
 import sys
 
+import intervals
 import pandas as pd
 import study_runs
 import tables_output
+from paper import BASELINES, PAPER, REFERENCE, TABLES
 
-# "Small Batch SimCLR": top-1 in percent, in the order of the paper.
-PAPER = {
-    "baseline_128": ("Baseline 128", 68.59),
-    "baseline_256": ("Baseline 256", 71.59),
-    "simclr_z": ("SimCLR z", 67.54),
-    "tanh": ("Baseline 128 tanh", 67.95),
-    "leaky_relu": ("Baseline 128 LeakyReLU", 68.84),
-    "lars": ("Baseline 128 LARS", 69.85),
-    "layer3": ("Baseline 128 layer3", 69.53),
-    "layer4": ("Baseline 128 layer4", 70.25),
-    "lars_layer4": ("Baseline 128 LARS layer4 (final)", 70.67),
-}
-BASELINES = ("baseline_128", "baseline_256")
-REFERENCE = "baseline_128"
-TABLES = {
-    "I": ("Baselines", ()),
-    "II": ("Classifier on z", ("simclr_z",)),
-    "III": ("Activation of the head", ("tanh", "leaky_relu")),
-    "IV": ("LARS", ("lars",)),
-    "V": ("Layers of the head", ("layer3", "layer4")),
-    "VI": ("Final model", ("lars_layer4",)),
-}
 SETTINGS = ("batch_size", "proj_layers", "optimizer", "proj_activation")
-RATE_SETTINGS = ("optimizer", "learning_rate_scaling", "warmup_epochs", "schedule")
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+NOT_SHOWN = ("workdir", "seed")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"tables: {folder} has no study.json. Make it: scripts/study.py --out="
         )
     study = Results(folder)
-    tables = paper_tables(study) + extra_tables(study) + [features_table(study)]
+    tables = [*paper_tables(study), *extra_tables(study), features_table(study)]
     out = folder / "tables"
     out.mkdir(exist_ok=True)
     for table in tables:
@@ -64,8 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
     (out / "tables.md").write_text(tables_output.markdown(tables, notes), "utf-8")
     (out / "tables.tex").write_text(tables_output.latex(tables), "utf-8")
     extra = [name for name in study.rows if name not in PAPER]
-    everything = pd.DataFrame([summary(study, name) for name in (*PAPER, *extra)])
-    tables_output.draw_intervals(everything, PAPER[REFERENCE], out / "intervals.png")
+    names = [*(PAPER if study.of_paper else ()), *extra]
+    everything = pd.DataFrame([summary(study, name) for name in names])
+    paper = PAPER.get(study.reference, (None, float("nan")))[1]
+    reference = study.label(study.reference), paper
+    tables_output.draw_intervals(everything, reference, out / "intervals.png")
     runs = [study.runs[name] for name in study.in_order()]
     tables_output.draw_curves(runs, out / "curves.png")
     print(tables_output.markdown(tables, notes))
@@ -79,6 +56,9 @@ class Results:
         rows: {row: {"group", "own", "feature", "runs": {seed: run}}}.
         runs: {run: study_plan.Run}.
         found: {run: content of result.json}, of the finished runs only.
+        of_paper: Whether any row is one of the paper's.
+        reference: The row that the others are compared with: the paper's Baseline 128,
+            or else the study's first.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -86,6 +66,11 @@ class Results:
         self.state, self.runs = study.state, study.runs
         self.rows = study.state["rows"]
         self.found = {n: x for n, run in self.runs.items() if (x := run.result())}
+        self.of_paper = any(row in PAPER for row in self.rows)
+        self.reference = REFERENCE if self.of_paper else next(iter(self.rows))
+
+    def label(self, row: str) -> str:
+        return PAPER[row][0] if row in PAPER else row.replace("_", " ")
 
     def top1(self, row: str) -> dict[str, float]:
         """Returns {seed: top-1 in percent} of a row's own feature."""
@@ -123,8 +108,8 @@ class Results:
             f"Settings for every row: `{settings}`.",
             f"{len(self.found)} of {len(self.runs)} runs are finished.",
             "Top-1 in percent on the whole test set: mean ± standard deviation over "
-            "the seeds. Difference to Baseline 128: mean over the seeds that both "
-            "have, with its 95 % interval (t distribution).",
+            f"the seeds. Difference to {self.label(self.reference)}: mean over the "
+            "seeds that both have, with its 95 % interval (t distribution).",
         ]
         for name in self.in_order():
             if name not in self.found:
@@ -135,17 +120,17 @@ class Results:
 
 def summary(study: Results, row: str) -> dict:
     """Returns the numbers of a row; NaN (pandas' None) where there is none."""
-    label, paper = PAPER.get(row, (row.replace("_", " "), None))
     ours = pd.Series(study.top1(row), dtype=float)
-    reference = pd.Series(study.top1(REFERENCE), dtype=float)
+    reference = pd.Series(study.top1(study.reference), dtype=float)
     difference = (ours - reference).dropna()  # aligned by seed
-    if row == REFERENCE:
+    if row == study.reference:
         difference = difference[:0]
-    half = half_interval(difference)
+    half = intervals.half_width(difference)
     return {
         "row": row,
-        "run": label,
-        "paper": paper,
+        "run": study.label(row),
+        "paper": PAPER.get(row, (None, None))[1],
+        "reference": study.label(study.reference),
         "mean": ours.mean(),
         "deviation": ours.std(),  # over n - 1; NaN for one seed
         "seeds": len(ours),
@@ -157,17 +142,10 @@ def summary(study: Results, row: str) -> dict:
     }
 
 
-def half_interval(values: pd.Series) -> float:
-    """Returns half the width of the mean's 95 % interval, NaN for under two values."""
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    quantile = T95[count - 2] if count - 2 < len(T95) else 1.960
-    return quantile * values.std() / count**0.5
-
-
 def paper_tables(study: Results) -> list[tables_output.Table]:
-    tables = []
+    tables: list[tables_output.Table] = []
+    if not study.of_paper:
+        return tables
     for number, (title, rows) in TABLES.items():
         numbers = pd.DataFrame(
             [
@@ -188,21 +166,45 @@ def extra_tables(study: Results) -> list[tables_output.Table]:
             groups.setdefault(entry["group"], []).append(row)
     tables = []
     for group, rows in groups.items():
+        rows = [row for row in BASELINES if row in study.rows] + rows
+        settings = varied(study, rows)
         numbers = []
-        for row in (*BASELINES, *rows):
-            rates = chosen(study, row, RATE_SETTINGS)
-            numbers.append(
-                {**summary(study, row), "peak_rate": peak_rate(study, row), **rates}
-            )
+        for row in rows:
+            own = chosen(study, row, settings)
+            if "learning_rate_scaling" in settings:
+                own["peak_rate"] = peak_rate(study, row)
+            numbers.append({**summary(study, row), **own, **cost(study, row)})
         caption = f"Not in the paper: {group}"
         name = f"table_{group}"
         tables.append(tables_output.compared(name, caption, pd.DataFrame(numbers)))
     return tables
 
 
+def varied(study: Results, rows: list[str]) -> tuple:
+    """Returns the names of the settings in which rows differ."""
+    seen: dict[str, set] = {}
+    for row in rows:
+        for name, value in study.settings(row).items():
+            seen.setdefault(name, set()).add(str(value))
+    return tuple(
+        n for n, values in seen.items() if len(values) > 1 and n not in NOT_SHOWN
+    )
+
+
+def cost(study: Results, row: str) -> dict:
+    """Returns a row's images per second and peak memory in GB, means over its runs."""
+    runs = study.rows[row]["runs"].values()
+    found = [study.found[run]["pretrain"] for run in runs if run in study.found]
+    speed = pd.Series([run.get("images_per_second") for run in found], dtype=float)
+    memory = pd.Series([run.get("peak_memory_bytes") for run in found], dtype=float)
+    return {"images_per_second": speed.mean(), "memory_gb": memory.mean() / 1e9}
+
+
 def chosen(study: Results, row: str, names: tuple) -> dict:
+    """Returns settings of a row: None if there is no such row, "-" for one not set."""
     settings = study.settings(row)
-    return {name: settings.get(name) for name in names}
+    unset = "-" if settings else None
+    return {n: unset if settings.get(n) is None else settings[n] for n in names}
 
 
 def peak_rate(study: Results, row: str) -> float | None:

@@ -20,6 +20,15 @@ HEADINGS = {
     "learning_rate_scaling": "Scaling",
     "warmup_epochs": "Warm-up epochs",
     "schedule": "Schedule",
+    "pred_layers": "Predictor layers",
+    "ema": "Moving average",
+    "ema_schedule": "Its schedule",
+    "proj_dim": "Head width",
+    "proj_batch_norm": "Head batch norm",
+}
+COSTS = {
+    "images_per_second": ("Images/s", "{:.0f}"),
+    "memory_gb": ("Memory, GB", "{:.2f}"),
 }
 FEATURES = {"pixels": "Pixels", "random_h": "Untrained encoder"}
 LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$"}
@@ -36,16 +45,29 @@ class Table:
 
 
 def compared(name: str, caption: str, numbers: pd.DataFrame) -> Table:
-    """Returns the table of rows beside the paper and Baseline 128."""
+    """Returns the table of rows beside the paper and the reference.
+
+    Args:
+        name: Of the CSV.
+        caption: Above the table.
+        numbers: Columns of `tables.summary`, then settings, then those of `COSTS`.
+    """
     shown = pd.DataFrame({"Run": numbers["run"]})
-    for column, heading in HEADINGS.items():
-        if column in numbers:
+    summarised = list(numbers.columns)[: list(numbers.columns).index("pairs") + 1]
+    for column in numbers.columns.drop(summarised):
+        heading = HEADINGS.get(column, column.replace("_", " ").capitalize())
+        if column not in COSTS:
             shown[heading] = [plain(value) for value in numbers[column]]
     if numbers["paper"].notna().all():
         shown["Paper"] = [f"{x:.2f}" for x in numbers["paper"]]
     rows = numbers.to_dict("records")
     shown["Ours"] = [ours(row) for row in rows]
-    shown["Difference to Baseline 128"] = [difference(row) for row in rows]
+    reference = rows[0]["reference"]
+    shown[f"Difference to {reference}"] = [difference(row) for row in rows]
+    for column, (heading, form) in COSTS.items():
+        if column in numbers:
+            values = numbers[column]
+            shown[heading] = [MISSING if pd.isna(x) else form.format(x) for x in values]
     shown["Seeds"] = [f"{x['seeds']} of {x['planned']}" for x in rows]
     return Table(name, caption, numbers, shown)
 
@@ -70,7 +92,7 @@ def ours(row: dict) -> str:
 
 def difference(row: dict) -> str:
     """Returns "+1.66 [+0.90, +2.42]", or how it is short of that."""
-    if row["row"] == "baseline_128":
+    if row["run"] == row["reference"]:
         return "reference" if row["seeds"] else MISSING
     if not row["pairs"]:
         return MISSING

@@ -20,19 +20,60 @@ def _log_sum_exp(values) -> float:
     return largest + math.log(sum(math.exp(value - largest) for value in values))
 
 
-def nt_xent(z_a, z_b, temperature: float) -> float:
+def nt_xent(z_a, z_b, temperature: float, keys=None) -> float:
     """Returns the mean NT-Xent loss over the 2n anchors.
 
     Source: Chen et al. 2020 (arXiv:2002.05709), equation 1 and algorithm 1.
     """
     n = len(z_a)
     z = np.concatenate([unit_rows(z_a), unit_rows(z_b)])  # [2n, d]
+    w = z if keys is None else np.concatenate([unit_rows(k) for k in keys])
     total = 0.0
     for i in range(2 * n):
         positive = i + n if i < n else i - n
-        others = [z[i] @ z[k] / temperature for k in range(2 * n) if k != i]
-        total += _log_sum_exp(others) - z[i] @ z[positive] / temperature
+        others = [z[i] @ w[k] / temperature for k in range(2 * n) if k != i]
+        total += _log_sum_exp(others) - z[i] @ w[positive] / temperature
     return total / (2 * n)
+
+
+def dcl(z_a, z_b, temperature: float, keys=None, weighted: bool = False) -> float:
+    """Returns the mean of both one-way decoupled losses.
+
+    Source: Yeh et al. 2022 (arXiv:2110.06848), equations 6 and 7.
+    """
+    views = [unit_rows(z_a), unit_rows(z_b)]
+    others = views if keys is None else [unit_rows(k) for k in keys]
+    n = len(z_a)
+    total = 0.0
+    for one in (0, 1):
+        anchor, target = views[one], others[1 - one]
+        agreement = [anchor[i] @ target[i] for i in range(n)]
+        mean = sum(math.exp(s / 0.5) for s in agreement) / n
+        for i in range(n):
+            negatives = [
+                anchor[i] @ other[k] / temperature
+                for other in others
+                for k in range(n)
+                if k != i
+            ]
+            weight = 2 - math.exp(agreement[i] / 0.5) / mean if weighted else 1.0
+            total += _log_sum_exp(negatives) - weight * agreement[i] / temperature
+    return total / (2 * n)
+
+
+def dclw(z_a, z_b, temperature: float, keys=None) -> float:
+    return dcl(z_a, z_b, temperature, keys, weighted=True)
+
+
+def info_nce_of_queue(query, key, queue, temperature: float) -> float:
+    """Returns MoCo's loss, He et al. 2020 (arXiv:1911.05722), algorithm 1."""
+    query, key = unit_rows(query), unit_rows(key)
+    total = 0.0
+    for i in range(len(query)):
+        logits = [query[i] @ key[i] / temperature]
+        logits += [query[i] @ row / temperature for row in queue]
+        total += _log_sum_exp(logits) - logits[0]
+    return total / len(query)
 
 
 def info_nce(query, key, temperature: float) -> float:

@@ -11,6 +11,8 @@ import tensorflow as tf
 from tfsimclr import losses
 
 ADDONS = pathlib.Path(__file__).parent / "data" / "addons_0_23_0.npz"
+NAMES = ["nt_xent", "dcl", "dclw", "info_nce"]
+CONTRASTIVE = NAMES[:3]
 TEMPERATURES = [0.01, 0.1, 0.5, 1.0]
 
 
@@ -134,7 +136,7 @@ def test_nt_xent_ignores_the_length_of_the_rows():
     np.testing.assert_allclose(first, second, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("n,d", [(2, 3), (4, 5)])
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
 def test_gradient_matches_central_differences(name, n, d, temperature):
@@ -149,7 +151,7 @@ def test_gradient_matches_central_differences(name, n, d, temperature):
         np.testing.assert_allclose(fast_one, slow_one, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_cold_temperature_and_large_rows_stay_finite(name, dtype, scale):
@@ -162,7 +164,7 @@ def test_cold_temperature_and_large_rows_stay_finite(name, dtype, scale):
         assert np.isfinite(gradient.numpy().astype("float64")).all()
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("rows", [[2], [0, 1, 2, 3]])
 def test_zero_rows_stay_finite(name, dtype, rows):
@@ -209,7 +211,7 @@ def test_nt_xent_makes_no_tensor_of_pairs_times_dimensions():
     assert n * d < largest_output(losses.nt_xent, (n, d), (n, d)) <= (2 * n) ** 2
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_losses_compile(name, jit_compile):
     z_a, z_b = pair(6, 8)
@@ -222,7 +224,7 @@ def test_losses_compile(name, jit_compile):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 def test_losses_take_batches_of_unknown_size(name):
     function = getattr(losses, name)
     unknown = tf.TensorSpec([None, 8])
@@ -235,14 +237,14 @@ def test_losses_take_batches_of_unknown_size(name):
         np.testing.assert_allclose(compiled(z_a, z_b), slow, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [0, 0.0, -0.5])
 def test_temperature_must_be_positive(name, temperature):
     with pytest.raises(ValueError, match=rf"temperature.*{temperature}"):
         getattr(losses, name)(*pair(4, 3), temperature)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "info_nce"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "shape_a,shape_b",
     [
@@ -299,3 +301,108 @@ def test_info_nce_matches_npairs_loss_of_tensorflow_addons():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     swapped = losses.info_nce(key, query, temperature)
     assert abs(float(swapped) - expected) > 1e-3  # the data tells the sides apart
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("n,d", [(2, 7), (5, 16), (13, 3)])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_contrastive_losses_match_loops(name, n, d, temperature, with_keys):
+    z_a, z_b = pair(n, d)
+    keys = pair(n, d, seed=1) if with_keys else None
+    fast = getattr(losses, name)(z_a, z_b, temperature, keys=keys)
+    slow = getattr(references, name)(z_a, z_b, temperature, keys=keys)
+    assert fast.dtype == tf.float32
+    assert fast.shape == ()
+    np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dcl", "dclw"])
+@pytest.mark.parametrize("n", [2, 4, 128])
+def test_decoupled_loss_of_equal_rows_has_one_candidate_less(name, n):
+    z = np.full((n, 8), 0.3, "float32")
+    loss = getattr(losses, name)(z, z, 0.5)
+    np.testing.assert_allclose(loss, math.log(2 * n - 2), rtol=1e-5, atol=1e-6)
+
+
+def test_decoupling_keeps_the_pull_of_pairs_that_agree():
+    """NT-Xent's gradient fades as its positive wins; that is what dcl removes."""
+    z_a, _ = pair(2, 8)
+    z_b = z_a + 0.01 * pair(2, 8, seed=1)[0]
+    sizes = {}
+    for name in ("nt_xent", "dcl"):
+        _, gradients = value_and_gradients(getattr(losses, name), z_a, z_b, 0.05)
+        sizes[name] = np.abs(gradients[0]).max()
+    assert sizes["dcl"] > 10 * sizes["nt_xent"]
+
+
+def test_dclw_of_pairs_that_agree_alike_is_dcl():
+    z_a, _ = pair(6, 8)
+    equal = losses.dclw(z_a, z_a, 0.5)
+    np.testing.assert_allclose(equal, losses.dcl(z_a, z_a, 0.5), rtol=1e-6)
+    other = np.concatenate([-z_a[:1], z_a[1:]])
+    assert abs(losses.dclw(z_a, other, 0.5) - losses.dcl(z_a, other, 0.5)) > 0.1
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("block_rows", [1, 4, 12, 24])
+@pytest.mark.parametrize("with_keys", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_blocks_give_the_same_loss_and_gradient(
+    name, block_rows, with_keys, jit_compile
+):
+    batches = [tf.constant(z) for z in (*pair(12, 5), *pair(12, 5, seed=1))]
+
+    def gradients(*batches, rows):
+        with tf.GradientTape() as tape:
+            tape.watch(batches)
+            loss = getattr(losses, name)(
+                *batches[:2],
+                0.1,
+                keys=batches[2:] if with_keys else None,
+                block_rows=rows,
+            )
+        return loss, tape.gradient(loss, batches, unconnected_gradients="zero")
+
+    loss, wanted = gradients(*batches, rows=0)
+    blocks = tf.function(
+        lambda *batches: gradients(*batches, rows=block_rows), jit_compile=jit_compile
+    )
+    blocked_loss, got = blocks(*batches)
+    np.testing.assert_allclose(blocked_loss, loss, rtol=1e-6)
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert all(np.abs(one).max() > 0 for one in got[: 4 if with_keys else 2])
+
+
+def test_blocks_make_no_square_matrix():
+    n, d, rows = 64, 8, 16
+
+    def blocked(z_a, z_b, temperature):
+        return losses.nt_xent(z_a, z_b, temperature, block_rows=rows)
+
+    dense = largest_output(losses.nt_xent, (n, d), (n, d))
+    assert dense == (2 * n) ** 2
+    assert largest_output(blocked, (n, d), (n, d)) < dense
+
+
+def test_blocks_must_divide_the_rows():
+    with pytest.raises(ValueError, match="block_rows must divide the 12 rows.*got 5"):
+        losses.nt_xent(*pair(6, 4), 0.5, block_rows=5)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_info_nce_of_a_queue_matches_loops(temperature):
+    query, key = pair(5, 16)
+    queue = references.unit_rows(pair(9, 16, seed=2)[0])
+    fast = losses.info_nce(query, key, temperature, tf.constant(queue, tf.float32))
+    slow = references.info_nce_of_queue(query, key, queue, temperature)
+    np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_regression_is_twice_one_minus_the_cosine():
+    z_a, z_b = pair(6, 4)
+    cosine = np.sum(references.unit_rows(z_a) * references.unit_rows(z_b), axis=1)
+    np.testing.assert_allclose(
+        losses.regression(z_a, 7 * z_b), np.mean(2 - 2 * cosine), rtol=1e-5
+    )

@@ -155,3 +155,25 @@ def test_gaussian_features_are_spread():
     h = np.random.default_rng(0).normal(size=(2000, 64)).astype("float32")
     np.testing.assert_allclose(metrics.feature_std(h), 1.0, atol=0.02)
     assert 0.95 * 64 < float(metrics.effective_rank(h)) <= 64
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 12])
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_top1_in_blocks_is_the_same(block_rows, with_keys):
+    rng = np.random.default_rng(0)
+    z_a, keys = rng.normal(size=(2, 6, 3)).astype("float32")
+    z_b = z_a + 0.7 * rng.normal(size=(6, 3)).astype("float32")
+    options = {"keys": (keys, z_b) if with_keys else None}
+    whole = metrics.contrastive_top1(z_a, z_b, **options)
+    blocks = metrics.contrastive_top1(z_a, z_b, block_rows=block_rows, **options)
+    assert 0 < float(whole) < 1
+    np.testing.assert_allclose(blocks, whole, rtol=1e-6)
+
+
+def test_top1_against_keys_leaves_out_the_own_key():
+    z = np.eye(4, dtype="float32")
+    # The own key is the nearest of all, and no candidate; the positive comes next.
+    near = z + 0.1
+    assert float(metrics.contrastive_top1(z, z, keys=(near, near))) == 1.0
+    far = np.roll(z, 1, axis=0)
+    assert float(metrics.contrastive_top1(z, z, keys=(far, far))) == 0.0

@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import intervals  # noqa: E402
 import study_plan  # noqa: E402  (after the path)
 import study_runs  # noqa: E402
 import tables  # noqa: E402
@@ -46,7 +47,8 @@ def write_run(study, name, h, z=0.5, epochs=2, **changes):
     for i in range(1, config["proj_layers"]):
         scores[f"head_{i}"] = h - i / 100
     features = {k: {"top1": v, "knn": v - 0.05} for k, v in scores.items()}
-    result = {"config": config, "pretrain": {"epochs": epochs}, "features": features}
+    spent = {"epochs": epochs, "images_per_second": 100, "peak_memory_bytes": 1.5e9}
+    result = {"config": config, "pretrain": spent, "features": features}
     (run.folder / "result.json").write_text(json.dumps(result))
     history = ["epoch,loss_above_chance,contrastive_top1", "1,-0.5,0.1", "2,-1,0.2"]
     (run.folder / "history.csv").write_text("\n".join(history[: epochs + 1]) + "\n")
@@ -107,11 +109,11 @@ def test_quantiles_of_t():
     for count in (2, 3, 4, 11, 31, 32, 200):
         values = pd.Series(range(count), dtype=float)
         exact = stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)
-        assert tables.half_interval(values) == pytest.approx(exact, rel=0.05)
+        assert intervals.half_width(values) == pytest.approx(exact, rel=0.05)
         if count <= 31:
-            assert tables.half_interval(values) == pytest.approx(exact, rel=2e-4)
-    assert math.isnan(tables.half_interval(pd.Series([1.0])))
-    assert math.isnan(tables.half_interval(pd.Series([], dtype=float)))
+            assert intervals.half_width(values) == pytest.approx(exact, rel=2e-4)
+    assert math.isnan(intervals.half_width(pd.Series([1.0])))
+    assert math.isnan(intervals.half_width(pd.Series([], dtype=float)))
 
 
 def test_every_table_repeats_the_baselines_in_the_order_of_the_paper(study, capsys):
@@ -261,10 +263,29 @@ def test_learning_rates_have_a_table_of_their_own(study, capsys):
             assert rates.loc[name, "peak_rate"] == pytest.approx(peak)
             assert rates.loc[name, "warmup_epochs"] == epochs
     assert len(rates) == 2 + 6
-    assert line(text, "Not in the paper: rates", "sqrt warmup") == [
-        *("sqrt warmup", "lars", "0.849", "sqrt", "1", "cosine"),
-        *("65.00 (one seed)", "+5.00 (one seed, no interval)", "1 of 1"),
+    cells = line(text, "Not in the paper: rates", "sqrt warmup")
+    assert cells[:2] + cells[3:9] == [
+        *("sqrt warmup", "128", "0.075", "sqrt", "1", "cosine", "1e-06", "0.849"),
     ]
+    assert cells[9:] == [
+        *("65.00 (one seed)", "+5.00 (one seed, no interval)", "100", "1.50", "1 of 1")
+    ]
+
+
+def test_a_study_without_rows_of_the_paper_has_its_own_reference(study, capsys):
+    study = study(seeds=2, rows="flags/methods/simclr.flags,flags/methods/byol.flags")
+    for seed, h in ((0, 0.5), (1, 0.6)):
+        write_run(study, f"simclr-seed{seed}", h)
+        write_run(study, f"byol-seed{seed}", h + 0.1)
+    text, numbers = made(study, capsys)
+    assert "Table I" not in text
+    assert set(numbers) == {"table_methods", "features"}
+    (head,) = [x for x in text.splitlines() if x.startswith("| Run | Method ")]
+    assert "| Predictor layers |" in head and "| Difference to simclr |" in head
+    assert "| Images/s | Memory, GB |" in head
+    rows = numbers["table_methods"].set_index("row")
+    assert rows.loc["byol", "difference"] == pytest.approx(10)
+    assert line(text, "Not in the paper: methods", "simclr")[-4] == "reference"
 
 
 def test_latex_is_escaped_and_balanced(study, capsys):

@@ -69,9 +69,10 @@ class MoCo(Method):
         self.total_steps = total_steps
         self.queue_size = queue_size
         self.bn_groups = bn_groups
-        for network in (encoder, head):
-            norms.split(network, bn_groups)
         self.average = moving_averages.Average([encoder, head], ema, total_steps)
+        # The twins too: a head's settings do not tell its groups.
+        for network in (encoder, head, *self.average.twins):
+            norms.split(network, bn_groups)
         self.queue = None
         if queue_size:
             self.queue = self.add_weight(

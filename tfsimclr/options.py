@@ -51,10 +51,14 @@ def define_flags(config_class: type, values: flags.FlagValues) -> None:
 def check(config) -> None:
     """Raises a ValueError that names the first option outside its range.
 
-    Whole numbers of options that are floats become floats.
+    Whole numbers of options that are floats become floats, and truth values of options
+    that are text become that text.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if isinstance(value, bool) and text(value) in (field.metadata["choices"] or ()):
+            value = text(value)
+            object.__setattr__(config, field.name, value)
         problem = _problem(field, value)
         if problem:
             raise ValueError(f"--{field.name} must be {problem}, got {value!r}.")
