@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402  (after the environment)
 import pytest  # noqa: E402
 
-from tfsimclr import build, pretrain, runfolder, textures  # noqa: E402
+from tfsimclr import build, finetune, pretrain, runfolder, textures  # noqa: E402
 from tfsimclr.config import Config  # noqa: E402
 
 
@@ -50,6 +50,26 @@ def finished(finished_once, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     config = dataclasses.replace(config, workdir=str(tmp_path / "run"))
     return config, dataset, tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def finetuned_once(finished_once, tmp_path_factory):
+    """Returns the same with a network fine-tuned from head_1, and its folder."""
+    config, dataset, folder = finished_once
+    copy = tmp_path_factory.mktemp("finetuned") / "run"
+    shutil.copytree(folder, copy)
+    config = dataclasses.replace(
+        config,
+        mode="finetune",
+        workdir=str(copy),
+        labels=0.5,
+        finetune_epochs=4,
+        finetune_batch_size=10,
+        finetune_learning_rate=0.05,
+    )
+    made = finetune.finetune(config, dataset, copy)
+    keras.config.set_dtype_policy("float32")
+    return config, dataset, copy, made
 
 
 def maker_of_runs(tmp_path):

@@ -35,7 +35,7 @@ def traced(views, **options):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("image_size", [1, 32])
+@pytest.mark.parametrize("image_size", [1, 32, 65])
 def test_graph_agrees_with_eager(photographs, options, image_size):
     views = augment.Views(image_size, **options)
     view = views(photographs, SEED)
@@ -50,22 +50,23 @@ def test_graph_agrees_with_eager(photographs, options, image_size):
 
 
 @pytest.mark.parametrize("options", ["blur", "crop only"])
-def test_xla_agrees_with_eager(photographs, options):
-    views = augment.Views(24, **OPTIONS[options])
+@pytest.mark.parametrize("image_size", [24, 65])
+def test_xla_agrees_with_eager(photographs, image_size, options):
+    views = augment.Views(image_size, **OPTIONS[options])
     compiled = traced(views, jit_compile=True)
     view = views(photographs, SEED)
     np.testing.assert_allclose(compiled(photographs, SEED), view, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_matches_the_formula_in_numpy(photographs, options):
-    views = augment.Views(24, **options)
+@pytest.mark.parametrize("image_size", [24, 65])
+def test_matches_the_formula_in_numpy(photographs, image_size, options):
+    views = augment.Views(image_size, **options)
     rows, columns = (
         m.numpy().astype("float64") for m in views.geometry(photographs, SEED)
     )
     expected = np.einsum("nyh,nhwc,nxw->nyxc", rows, photographs / 255, columns)
-    planes = tf.constant(np.moveaxis(expected * 255, 3, 1), tf.float32)
-    maps = views.colors(planes, SEED)
+    maps = views.colors(tf.constant(expected * 255, tf.float32), SEED)
     if maps is not None:
         maps = maps.numpy() / [1, 1, 1, 255]
         expected = np.einsum("nij,nyxj->nyxi", maps[:, :, :3], expected)
@@ -95,8 +96,8 @@ def test_every_image_draws_its_own_parameters(photographs):
     views = augment.Views(32, blur=1.0)
     same = np.repeat(photographs[:1], 64, axis=0)
     rows, columns = views.geometry(same, SEED)
-    planes = augment.resample_images(same, rows, columns)
-    maps = views.colors(planes, SEED).numpy()
+    resampled = augment.resample_images(same, rows, columns)
+    maps = views.colors(resampled, SEED).numpy()
     for drawn in (rows.numpy(), columns.numpy()):
         assert len(np.unique(drawn.reshape(64, -1), axis=0)) == 64
     # One in five has no jitter, and two with no jitter share their map.

@@ -84,8 +84,10 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path, monkeypatch, place):
     save(tmp_path, 2)
     with monkeypatch.context() as broken:
         broken.setattr(os, place, full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as error:
             save(tmp_path, 3)
+    if place == "fsync":
+        assert "step-000000003-" in error.value.filename
     assert steps_in(tmp_path) == [1, 2]
     assert not list(tmp_path.glob(".partial-*"))
     assert_latest(tmp_path, 2)
@@ -141,6 +143,56 @@ def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
         checkpoints.write_atomically(path, b"new and longer")
     assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
     assert path.read_bytes() == b"old"
+
+
+def exhausted(message):
+    return tf.errors.ResourceExhaustedError(None, None, message)
+
+
+# As TensorFlow 2.21 and NumPy 2.4 said it on a full disk and in a read-only folder.
+DISK_ERRORS = {
+    "events": (
+        exhausted("x/events.v2; No space left on device\n\tCould not flush"),
+        errno.ENOSPC,
+    ),
+    "variables": (
+        exhausted("x/part-00000; No space left on device [Op:SaveV2]"),
+        errno.ENOSPC,
+    ),
+    "quota": (exhausted("x/part-00000; Disk quota exceeded"), errno.EDQUOT),
+    "forbidden": (
+        tf.errors.PermissionDeniedError(None, None, "x/a; Permission denied"),
+        errno.EACCES,
+    ),
+    "numpy": (OSError("1000000 requested and 5616 written"), errno.ENOSPC),
+    "python": (OSError(errno.EIO, "Input/output error"), errno.EIO),
+}
+
+
+@pytest.mark.parametrize(("error", "number"), DISK_ERRORS.values(), ids=DISK_ERRORS)
+def test_errors_of_the_disk_name_the_file(error, number):
+    with pytest.raises(OSError) as caught:
+        with checkpoints.disk_errors("the/file"):
+            raise error
+    assert caught.value.errno == number
+    assert os.strerror(number) in str(caught.value)
+    assert "the/file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exhausted("OOM when allocating tensor with shape[9999,16] by GPU_0"),
+        tf.errors.InvalidArgumentError(None, None, "shapes"),
+        ValueError("No space left on device"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "another"),
+    ],
+)
+def test_other_errors_are_left_as_they_are(error):
+    with pytest.raises(type(error)) as caught:
+        with checkpoints.disk_errors("the/file"):
+            raise error
+    assert caught.value is error
 
 
 def truncate(path, share):

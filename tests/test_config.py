@@ -20,7 +20,7 @@ DOCUMENTED = {
     **{"method": "simclr", "backbone": None, "width": None, "selective_kernel": False},
     **{"stem": "auto", "image_size": None, "batch_size": 128, "epochs": 40, "seed": 0},
     **{"temperature": 0.5, "loss": "nt_xent", "proj_layers": 2, "proj_dim": 64},
-    **{"proj_hidden": 0, "proj_activation": "relu", "proj_batch_norm": False},
+    **{"proj_hidden": 0, "proj_activation": "relu", "proj_batch_norm": None},
     **{"optimizer": "adam", "learning_rate": None, "learning_rate_scaling": None},
     **{"warmup_epochs": None, "schedule": None, "weight_decay": None},
     **{"precision": "auto", "jit_compile": "auto", "crop_min_area": 0.08},
@@ -33,6 +33,8 @@ AFTER_PRETRAINING = {
     *("mode", "workdir", "cache_dir", "num_train_images", "feature", "probe_epochs"),
     *("probe_optimizer", "probe_learning_rate", "probe_batch_size"),
     *("keep_checkpoints", "checkpoint_minutes"),
+    *("labels", "finetune_from", "finetune_epochs", "finetune_learning_rate"),
+    *("finetune_batch_size", "finetune_seed", "memory_gb"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
@@ -43,6 +45,7 @@ OTHER = {
         "dataset": "stl10",
     },
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
+    **{"teacher": "/runs/teacher", "finetune_from": "head_1"},
 }
 
 
@@ -108,7 +111,7 @@ def test_every_documented_flag_has_its_default(name):
 
 def test_reserved_names_are_absent_until_they_work():
     assert "strategy" not in FIELDS
-    assert not {"embed", "plan"} & set(FIELDS["mode"].metadata["choices"])
+    assert not {"embed"} & set(FIELDS["mode"].metadata["choices"])
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -226,7 +229,7 @@ def test_lines_leave_out_what_is_undecided():
     assert names == {name for name in FIELDS if getattr(Config(), name) is not None}
 
 
-@pytest.mark.parametrize("name", ["workdir", "data_dir", "cache_dir"])
+@pytest.mark.parametrize("name", ["workdir", "data_dir", "cache_dir", "teacher"])
 def test_paths_become_absolute(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

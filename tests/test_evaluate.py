@@ -100,7 +100,7 @@ def test_labels_below_zero_are_left_out(finished):
     partial = dataclasses.replace(
         dataset, train=data.Split(dataset.train.images, labels)
     )
-    assert len(evaluate.labelled(partial.train)) == 53
+    assert len(data.labelled(partial.train)) == 53
     evaluate.evaluate(config, partial, folder)
     assert np.load(folder / "features" / "h-train.npy").shape[0] == 53
 

@@ -27,6 +27,7 @@ from tfsimclr import (
     checkpoints,
     data,
     evaluate,
+    export,
     losses,
     pretrain,
     run,
@@ -189,6 +190,70 @@ def test_killed_anywhere_while_the_classifier_is_kept(tmp_path):
     assert found is not None and moment >= 3
 
 
+def test_a_damaged_classifier_is_refused_or_harmless(tmp_path):
+    """One bit at a time; what is in no checksum of the format changes nothing."""
+    weights = [np.ones((3, 2), np.float32), np.zeros(2, np.float32)]
+    layer = types.SimpleNamespace(get_weights=lambda: weights)
+    network = types.SimpleNamespace(variables=[])
+    (tmp_path / "features").mkdir()
+    trained.save_classifier(tmp_path, network, "h", layer)
+    path = tmp_path / "features" / "classifier.npz"
+    good, refused = path.read_bytes(), 0
+    for at in range(0, len(good), 3):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        try:
+            feature, kernel, bias = trained.classifier(tmp_path, network)
+        except ValueError as error:
+            assert str(path) in str(error) and "--mode=evaluate" in str(error)
+            refused += 1
+        else:
+            assert feature == "h" and kernel.dtype == bias.dtype == np.float32
+            assert (kernel == 1).all() and (bias == 0).all()
+    assert refused > len(good) / 3 / 2
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        trained.classifier(tmp_path, network)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an old one"])
+def test_killed_anywhere_in_an_export(tiny, tmp_path, monkeypatch, before):
+    """The SavedModel is whole or absent, and the next start clears up."""
+    config, *_ = tiny()
+
+    def write(module, path, signatures):
+        for name in ("saved_model.pb", "variables/variables.index"):
+            (pathlib.Path(path) / name).parent.mkdir(parents=True, exist_ok=True)
+            (pathlib.Path(path) / name).write_text(module)
+
+    monkeypatch.setattr(tf.saved_model, "save", write)
+    monkeypatch.setattr(tf, "function", lambda *_, **__: None)
+    for moment in itertools.count():
+        own = dataclasses.replace(config, workdir=str(tmp_path / f"run-{moment}"))
+        path = runfolder.prepare(own)
+        if before != "nothing":
+            write("old", path / "saved_model", None)
+
+        def action(path=path):
+            export.write(path / "saved_model", Module("new"))
+
+        killed = dies_at(moment, path, action)
+        found = {p.name: p.read_text() for p in path.glob("saved_model/**/*.*")}
+        assert len(found) in (0, 2) and len(set(found.values())) < 2
+        assert killed or set(found.values()) == {"new"}
+        runfolder.prepare(own)
+        names = {p.name for p in path.iterdir()} - {"saved_model"}
+        assert names == {"flags.txt", ".lock"}
+        if not killed:
+            break
+    assert moment >= 8
+
+
+class Module(str):
+    """Stands for a network, where it only is passed on."""
+
+    outputs = None
+
+
 # Whole runs
 
 
@@ -202,12 +267,12 @@ def overflows(patch, step):
         factor = tf.where(made[-1].step == step - 1, np.inf, 1.0)
         return tf.identity(loss), lambda upstream: upstream * factor
 
-    def spy(config):
-        made.append(method(config))
+    def spy(*arguments):
+        made.append(method(*arguments))
         return made[-1]
 
     patch.setattr(pretrain.build, "method", spy)
-    patch.setattr(losses, "nt_xent", lambda *pair: poisoned(original(*pair)))
+    patch.setattr(losses, "nt_xent", lambda *z, **o: poisoned(original(*z, **o)))
 
 
 def go_on(run_, folder):
@@ -344,6 +409,101 @@ def test_a_full_disk_is_named_and_later_the_run_goes_on(broken, monkeypatch):
     assert_same(copy, whole)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Returns a folder that is a disk of 16 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("only root may make a disk")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(folder):
+    """Takes all room that the disk of a folder has left; returns the file."""
+    path = folder / "balloon"
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return path
+
+
+# Where the disk fills up, and what the message names.
+WRITERS = {
+    "the first event": ((tf.summary, "create_file_writer"), "tensorboard"),
+    "the pictures": ((tf.summary, "image"), "tensorboard"),
+    "the features": ((np, "save"), "pixels-train.npy"),
+    "the SavedModel": ((tf.saved_model, "save"), "saved_model"),
+}
+
+
+@pytest.mark.parametrize(("place", "named"), WRITERS.values(), ids=WRITERS)
+def test_a_disk_that_is_full_ends_in_one_line_whoever_writes(
+    broken, small_disk, monkeypatch, place, named
+):
+    run_, whole, copy = broken
+    folder = small_disk / "run"
+    shutil.rmtree(copy / "features")
+    shutil.copytree(copy, folder)
+    # The pictures are made at the beginning of a run.
+    for path in saved(folder) if "image" in place else saved(folder)[-1:]:
+        path.unlink()
+    before = {path: path.read_bytes() for path in saved(folder)}
+    original = getattr(*place)
+
+    def filling(*arguments, **options):
+        fill(small_disk)
+        if "image" in place:  # TensorFlow says so or not, as its buffers will have it
+            message = "events.v2; No space left on device"
+            raise tf.errors.ResourceExhaustedError(None, None, message)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, filling)
+        patch.setattr(run, "run", lambda config: go_on_and_export(run_, folder))
+        patch.setattr(run.configs, "from_flags", lambda: run_[0])
+        with pytest.raises(SystemExit) as stop:
+            run._main(["program"])
+    message = stop.value.code
+    assert message.startswith("tfsimclr: ") and "\n" not in message
+    assert "No space left on device" in message and named in message
+    assert "Make room; the same command goes on" in message
+    assert before.items() <= {p: p.read_bytes() for p in saved(folder)}.items()
+    assert not list(folder.glob(".saved_model-*"))
+    (small_disk / "balloon").unlink()
+    go_on_and_export(run_, folder)
+    assert_same(folder, whole)
+    assert (folder / "saved_model" / "saved_model.pb").exists()
+
+
+def go_on_and_export(run_, folder):
+    go_on(run_, folder)
+    export.export(run_[0], folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        MemoryError("Unable to allocate 9 GiB for an array"),
+    ],
+)
+def test_exhausted_memory_is_no_full_disk(monkeypatch, error):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(run, "run", fail)
+    monkeypatch.setattr(run.configs, "from_flags", Config)
+    with pytest.raises(SystemExit) as stop:
+        run._main(["program"])
+    assert "memory" in stop.value.code and "--batch_size" in stop.value.code
+    assert "disk" not in stop.value.code and "\n" not in stop.value.code
+
+
 def test_killed_while_the_features_are_kept(broken, monkeypatch):
     run_, whole, copy = broken
     shutil.rmtree(copy / "features")
@@ -365,12 +525,24 @@ def test_killed_while_the_features_are_kept(broken, monkeypatch):
     assert_same(copy, whole)
 
 
-def test_damaged_features_are_made_again(broken):
+@pytest.mark.parametrize("place", ["header", "numbers", "end", "missing", "stamp"])
+def test_damaged_features_are_made_again(broken, capsys, place):
     run_, whole, copy = broken
-    for path in (copy / "features").glob("h-*.npy"):
-        flip(path)
+    path = copy / "features" / "h-test.npy"
+    good = path.read_bytes()
+    if place == "stamp":
+        (copy / "features" / "key.txt").write_bytes(b"\xff\n")
+    elif place == "missing":
+        path.unlink()
+    elif place == "end":
+        path.write_bytes(good[:-1])
+    else:  # one bit: the shape, or a number
+        at = good.index(b"(40") + 1 if place == "header" else len(good) - 1
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     go_on(run_, copy)
+    assert path.read_bytes() == good
     assert_same(copy, whole)
+    assert ("h-test.npy" in capsys.readouterr().err) == (place != "stamp")
 
 
 def test_evaluation_without_a_whole_checkpoint_says_so(broken, capsys):
@@ -401,8 +573,8 @@ def test_checkpoint_minutes(tiny, monkeypatch):
     steps, models = [], []
     method, save_checkpoint = build.method, checkpoints.save
 
-    def spy(config):
-        models.append(method(config))
+    def spy(*arguments):
+        models.append(method(*arguments))
         return models[-1]
 
     def noted(folder, step, *rest, **options):

@@ -4,8 +4,11 @@ import collections
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import signal
+import subprocess
+import sys
 import traceback
 
 import hypothesis
@@ -17,10 +20,21 @@ from absl.testing import flagsaver
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfsimclr import build, data, export, images, resnet, run, store, trained
+from tfsimclr import (
+    build,
+    data,
+    export,
+    images,
+    projector,
+    resnet,
+    run,
+    store,
+    trained,
+)
 from tfsimclr import config as configs
 from tfsimclr.config import Config
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_COMMAND_LINES = 2000
 NUM_BROKEN_IMAGES = 1000
 
@@ -350,6 +364,54 @@ def test_a_wild_folder(tmp_path, capsys):
     error = capsys.readouterr().err
     for name in bad:
         assert sum(repr(name)[1:-1] in line for line in error.splitlines()) == 1
+
+
+def test_names_that_are_no_text(tmp_path, capfd):
+    """A file name is bytes, of no known code: read, named, stored and shown."""
+    folder = tmp_path / os.fsdecode(b"photos \xff")
+    for i in range(150):
+        path = folder / os.fsdecode([b"\xfe cat", b"dog\t\n\xc3"][i % 2])
+        path.mkdir(parents=True, exist_ok=True)
+        (path / os.fsdecode(b"%d \xfd.png" % i)).write_bytes(ORIGINALS[4])
+    (path / os.fsdecode(b"bad \xfc.png")).write_bytes(b"no image")
+    settings = {"data_dir": str(folder), "cache_dir": str(folder), "image_size": 8}
+    found = [data.load("folder", **settings) for _ in range(2)]  # made, and opened
+    for dataset in found:
+        assert dataset.class_names == ("dog\t\n\udcc3", "\udcfe cat")
+        assert len(dataset.train.images) + len(dataset.test.images) == 150
+        assert dataset.skipped == 1
+    output = capfd.readouterr()
+    assert output.err.count(r"\udcff") == 1 and r"bad \udcfc.png" in output.err
+    test = found[0].test
+    projector.write(tmp_path / "board", np.eye(30)[:, :3], test, dataset.class_names)
+    labels = (tmp_path / "board" / "labels.tsv").read_text(encoding="utf-8")
+    assert len(labels.split("\n")) == 31 and set(labels.split("\n")[:-1]) == {
+        *("dog ?", "? cat")
+    }
+
+
+PRINTED = """
+from tfsimclr import run
+run.run = lambda config: print("\\n".join(config.lines()))
+run.main()
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_path_that_no_terminal_can_show_is_no_error(encoding):
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTED, b"--data_dir=/x/\xff\xe7\x8c\xab"],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"--data_dir=/x/\\udcff" in done.stdout and done.stderr == b""
+
+
+def test_a_folder_of_no_text_is_named_in_one_line(tmp_path, monkeypatch):
+    missing = str(tmp_path / os.fsdecode(b"missing \xff"))
+    config = Config(dataset="folder", data_dir=missing, cache_dir=str(tmp_path))
+    assert r"missing \udcff" in last_words(monkeypatch, config)
 
 
 def split(labels):

@@ -41,12 +41,14 @@ def poison(monkeypatch):
             factors = tf.where(bad(made[-1].step), factor, 1.0)
             return tf.identity(loss), lambda upstream: upstream * factors
 
-        def spy(config):
-            made.append(method(config))
+        def spy(*arguments):
+            made.append(method(*arguments))
             return made[-1]
 
         monkeypatch.setattr(pretrain.build, "method", spy)
-        monkeypatch.setattr(losses, "nt_xent", lambda *all: poisoned(original(*all)))
+        monkeypatch.setattr(
+            losses, "nt_xent", lambda *z, **o: poisoned(original(*z, **o))
+        )
 
     return at
 

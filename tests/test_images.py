@@ -3,13 +3,19 @@
 import io
 import os
 import pathlib
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tfsimclr import images
+from tfsimclr import decoding, images
 
 
 def photo(width=40, height=30, mode="RGB"):
@@ -222,3 +228,169 @@ def test_median_short_side():
     assert images.median_short_side([*sources, (b"bad", "y")]) == 20
     with pytest.raises(ValueError, match="'y'"):
         images.median_short_side([(b"bad", "y")])
+
+
+# Large images
+
+
+MODES = {
+    **{mode: (mode, {}) for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "I;16")},
+    "P with transparency": ("P", {"transparency": 3}),
+    "RGB with transparency": ("RGB", {"transparency": (0, 0, 0)}),
+}
+
+
+@pytest.mark.parametrize(("mode", "options"), MODES.values(), ids=MODES)
+@pytest.mark.parametrize("strip", [1, 90, 1000])
+def test_a_large_image_is_made_rgb_in_strips_without_a_seam(
+    monkeypatch, mode, options, strip
+):
+    image = photo(40, 37, "L" if mode == "I;16" else mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(photo(40, 37, "L").rotate(90, expand=False))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 250)
+    content = encoded(image, **options)
+    whole = images.read(content, 37)
+    monkeypatch.setattr(decoding, "_STRIP_PIXELS", strip)
+    np.testing.assert_array_equal(images.read(content, 37), whole)
+    assert whole.std() > 20
+
+
+def hold(budget, needs, seconds=0.02):
+    """Returns (bytes held, largest need among them) whenever a thread had got its."""
+    held, seen, mutex = [], [], threading.Lock()
+
+    def work(need):
+        with budget.of(need):
+            with mutex:
+                held.append(need)
+                seen.append((sum(held), max(held)))
+            time.sleep(seconds)
+            with mutex:
+                held.remove(need)
+
+    threads = [threading.Thread(target=work, args=(need,)) for need in needs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return seen
+
+
+def test_the_memory_of_large_images_is_limited():
+    needs = [400, 900, 100, 600, 250, 250, 1000, 50, 3000, 700] * 2
+    seen = hold(decoding.Budget(1000), needs)
+    assert len(seen) == len(needs)
+    for total, largest in seen:
+        assert total <= 1000 or (total == largest == 3000)
+    assert max(total for total, _ in seen if total <= 1000) > 900  # they do share
+
+
+def test_small_images_do_not_wait():
+    budget = decoding.Budget(64_000)
+    with budget.of(10**9):
+        assert sum(total == 999 * 8 for total, _ in hold(budget, [999] * 8, 0.5)) == 1
+        waiting = threading.Thread(target=hold, args=(budget, [1000], 0))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+    waiting.join(60)
+    assert not waiting.is_alive() and budget.used == 0
+
+
+def test_an_error_gives_the_memory_back(monkeypatch):
+    budget = decoding.Budget(64)
+    monkeypatch.setattr(images, "_BUDGET", budget)
+    with pytest.raises(images.Unreadable):
+        images.read(encoded(photo(200, 200), "JPEG", progressive=True)[:1500], 16)
+    assert budget.used == 0
+
+
+PEAK = """
+    import re, sys
+    from tfsimclr import decoding, images
+
+    def peak():  # not the one of resource.getrusage, which a child inherits
+        with open("/proc/self/status") as file:
+            return int(re.search(r"VmHWM:\\s*(\\d+) kB", file.read())[1])
+
+    images._BUDGET = decoding.Budget(int(sys.argv[1]) << 20)
+    images._BLOCK = 1  # so that all threads work
+    with open(sys.argv[2], "rb") as file:
+        content = file.read()
+    rows = [(content, f"image {i}", i) for i in range(6)]
+    before = peak()
+    found = [row for block in images.read_all(rows, 16, threads=6) for row in block]
+    assert [label for _, label in found] == list(range(6))
+    assert all(image.shape == (16, 16, 3) for image, _ in found)
+    print((peak() - before) >> 10)
+"""
+
+
+LARGE = {
+    # 100 MB of coefficients each, whatever the draft.
+    "progressive.jpg": (4200, "RGB", {"progressive": True, "subsampling": 0}),
+    # 50 MB decoded and 50 MB made RGB; looking for the orientation decodes it too.
+    "rgba.png": (3500, "RGBA", {"compress_level": 1}),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", LARGE)
+def test_six_threads_decode_large_images_in_little_memory(tmp_path, name):
+    """Two images at once, or six without the limit."""
+    side, mode, options = LARGE[name]
+    picture = Image.radial_gradient("L").convert(mode).resize((side, side))
+    picture.save(tmp_path / name, **options)
+
+    def megabytes(limit):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(PEAK), str(limit), tmp_path / name],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert megabytes(limit=240) < 280
+    assert megabytes(limit=10_000) > 380
+
+
+KINDS = {
+    **{"png": ("RGB", "PNG", {}), "rgba.png": ("RGBA", "PNG", {})},
+    **{"jpeg": ("RGB", "JPEG", {}), "p.gif": ("P", "GIF", {})},
+    "progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "cmyk": ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
+    "webp": ("RGB", "WEBP", {}),
+}
+
+
+@pytest.mark.parametrize(("mode", "kind", "options"), KINDS.values(), ids=KINDS)
+def test_the_need_of_an_image_covers_its_pixels_and_coefficients(mode, kind, options):
+    content = encoded(photo(160, 120, mode), kind, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        full_size, bands = image.size, len(image.getbands())
+        image.draft(None, (15, 15))
+        drafted = image.width * image.height
+        need = decoding.bytes_needed(image, full_size)
+    assert (drafted < 160 * 120) == (kind == "JPEG")
+    coefficients = 2 * bands * 160 * 120 if options else 0
+    per_pixel = 16 if kind == "WEBP" else 4 if mode == "RGB" else 8
+    assert coefficients + per_pixel * drafted <= need
+    assert need <= 1.3 * (coefficients + per_pixel * drafted)
+
+
+def test_a_camera_s_largest_images_are_no_reason_for_a_warning(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (10_000, 10_000)).save(path)  # Pillow warns from 89 million pixels
+    sources = [(str(path), "large")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(images.Unreadable, match="bomb"):
+            images.short_side(str(path))  # it does warn
+        assert images.median_short_side(sources) == 10_000
+        (((image, _),),) = images.read_all([(str(path), "large", 0)], 4)
+    assert (image == 0).all()

@@ -18,10 +18,11 @@ MAX_LINES = 250
 LEVELS = (
     {"run"},
     {"pretrain", "evaluate", "export", "embed", "report", "plan", "distill"},
-    {"finetune"},  # a student is distilled from it, and then one like it
-    {"trained", "results", "runfolder", "trial"},  # what the harness shares
+    {"finetune"},
+    {"tuned"},  # networks with a classifier: teachers, and what they teach
+    {"trained", "results", "runfolder", "trial", "fitting"},  # what the harness shares
     {"build"},
-    {"simclr", "moco", "byol"},
+    {"simclr", "moco", "byol", "classifier"},
     {"method"},
     {"data"},
     {"prepare", "callbacks", "projector"},
@@ -31,7 +32,7 @@ LEVELS = (
         *("ema", "lars", "schedules", "metrics", "flops", "checkpoints", "config"),
     },
     {"network_options", "training_options", "label_options"},
-    {"resample", "color", "options", "defaults", "names", "norms"},
+    {"resample", "color", "options", "defaults", "names", "norms", "decoding"},
     {"__init__"},
 )
 LEAVES = set.union(*LEVELS[-4:])
@@ -47,8 +48,9 @@ PARTS = {
     "label_options": {"options"},
     "heads": {"names", "norms"},
     "resnet": {"norms"},
+    "images": {"decoding"},
 }
-SEES_CONFIG = set.union(*LEVELS[:5]) | {"config"}
+SEES_CONFIG = set.union(*LEVELS[:6]) | {"config"}
 # What the package cannot do without: an empty folder must not pass.
 CORE = {"run", "pretrain", "evaluate", "export", "build", "simclr", "method", "data"}
 CORE |= LEVELS[-4] - {"ema", "checkpoints", "images"}

@@ -60,8 +60,9 @@ def test_step_is_gradient_descent_on_nt_xent_of_the_two_views():
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_precisions_reach_the_float32_loss(precision, jit_compile):
-    steps = 12
-    exact = train(small_model(), steps)["loss"][0]
+    # Of the first step: after it, one activation on the other side of a ReLU is enough
+    # for two runs of whatever precision to part.
+    exact = train(small_model(), 1)["loss"][0]
     keras.config.set_dtype_policy(precision)
     rounded = small_model()
     assert rounded.encoder.compute_dtype == precision.removeprefix("mixed_")
@@ -69,9 +70,11 @@ def test_precisions_reach_the_float32_loss(precision, jit_compile):
     if precision == "mixed_float16":
         # The default scale of 2^15 would skip the first steps of so short a run.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
-    history = train(rounded, steps, jit_compile, optimizer=optimizer, epochs=2)
+    first = train(rounded, 1, jit_compile, optimizer=optimizer)
+    assert abs(first["loss"][0] - exact) < 0.01
+    data = tf.data.Dataset.from_tensors(IMAGES).repeat(24)
+    history = rounded.fit(data, epochs=2, steps_per_epoch=12, verbose=0).history
     assert history["skipped_steps"] == [0, 0]
-    assert abs(history["loss"][0] - exact) < 0.03
     # It learns in this precision.
     assert history["loss"][1] < history["loss"][0] - 0.01
 

@@ -1,120 +1,75 @@
-"""Batch norm in groups: as if each part of the batch lay on a device of its own."""
+"""The fused batch norm is Keras's own: output, gradients, moving statistics."""
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfsimclr import heads, norms, resnet
-
-RANDOM = np.random.default_rng(0)
-MAPS = RANDOM.normal(size=(12, 3, 5, 4)).astype("float32")
-ROWS = RANDOM.normal(size=(12, 4)).astype("float32")
+from tfsimclr import norms
 
 
-def layer(groups=1, **options):
-    made = norms.SplitBatchNormalization(groups, momentum=0.8, epsilon=1e-3, **options)
-    made.build((None, None, None, 4))
-    # Not ones and zeros: a scale or an offset that is forgotten must show.
-    if made.scale:
-        made.gamma.assign([0.5, 1.0, 2.0, 3.0])
-    if made.center:
-        made.beta.assign([0.1, 0.2, 0.3, 0.4])
-    return made
-
-
-def keras_layer():
-    made = keras.layers.BatchNormalization(momentum=0.8, epsilon=1e-3)
-    made.build((None, None, None, 4))
-    made.gamma.assign([0.5, 1.0, 2.0, 3.0])
-    made.beta.assign([0.1, 0.2, 0.3, 0.4])
-    return made
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_one_group_is_keras_s_layer(training):
-    ours, theirs = layer(), keras_layer()
-    outputs = [one(MAPS, training=training) for one in (ours, theirs)]
-    np.testing.assert_allclose(*outputs, atol=1e-5)  # threads add in any order
-    for one, other in zip(ours.variables, theirs.variables, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-
-
-@pytest.mark.parametrize("groups", [2, 3, 4, 6])
-@pytest.mark.parametrize("images", [MAPS, ROWS[:, None, None]])
-def test_each_group_is_normalised_by_itself(groups, images):
-    ours = layer(groups)
-    got = ours(images, training=True)
-    alone = [keras_layer() for _ in range(groups)]
-    parts = np.split(images, groups)
-    wanted = [one(x, training=True) for one, x in zip(alone, parts, strict=True)]
-    np.testing.assert_allclose(got, np.concatenate(wanted), atol=1e-5)
-    for name in ("moving_mean", "moving_variance"):
-        average = np.mean([getattr(one, name).numpy() for one in alone], axis=0)
-        np.testing.assert_allclose(getattr(ours, name), average, atol=1e-5)
-
-
-def test_groups_mean_nothing_outside_of_training():
-    ours, theirs = layer(3), layer()
-    np.testing.assert_array_equal(ours(MAPS), theirs(MAPS))
-
-
-def test_without_scale_and_offset():
-    got = layer(3, scale=False, center=False)(MAPS, training=True)
-    part = np.asarray(got)[:4]
-    np.testing.assert_allclose(part.mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(part.var((0, 1, 2)), 1, atol=1e-2)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_normalised_in_float32(policy):
-    half = policy.removeprefix("mixed_")
-    got = layer(3, dtype=policy)(keras.ops.cast(MAPS, half), training=True)
-    assert got.dtype == half
-    wanted = layer(3)(MAPS, training=True)
-    tolerance = 0.01 if half == "float16" else 0.06
-    np.testing.assert_allclose(keras.ops.cast(got, "float32"), wanted, atol=tolerance)
-
-
-def test_a_batch_that_cannot_be_split_is_an_error():
-    with pytest.raises(ValueError, match="5 groups do not divide a batch of 12"):
-        layer(5)(MAPS, training=True)
-
-
-def test_the_groups_of_a_network_are_set_and_saved(tmp_path):
-    network = resnet.resnet(10, 0.125, "small")
-    norms.split(network, 4)
-    network.save(tmp_path / "network.keras")
-    loaded = keras.models.load_model(tmp_path / "network.keras")
-    found = [x.groups for x in loaded.layers if hasattr(x, "groups") and "bn" in x.name]
-    assert len(found) == 12 and set(found) == {4}
-    head = heads.ProjectionHead(2, 8, batch_norm=True)
-    head.build((None, 16))
-    norms.split(head, 4)
-    x = RANDOM.normal(size=(12, 16)).astype("float32")
-    other = x.copy()
-    other[8:] += RANDOM.normal(size=(4, 16))  # of the last group alone
-    before, after = (np.asarray(head(rows, training=True)[-1]) for rows in (x, other))
-    np.testing.assert_array_equal(before[:6], after[:6])
-
-
-def test_plain_batch_norm_cannot_be_split():
-    network = keras.Sequential(
-        [keras.layers.Dense(4), keras.layers.BatchNormalization(name="plain")]
+def layer(precision, shape, fused=True, **more):
+    made = norms.SplitBatchNormalization(
+        momentum=0.9, epsilon=1e-5, dtype=keras.dtype_policies.get(precision), **more
     )
-    network.build((None, 3))
-    norms.split(network, 1)
-    with pytest.raises(ValueError, match="plain normalises over the whole batch"):
-        norms.split(network, 2)
+    made.build((None, *shape[1:]))
+    for variable, (low, high) in ((made.gamma, (0.5, 2)), (made.beta, (-1, 1))):
+        variable.assign(np.linspace(low, high, shape[-1]))
+    if not fused:
+        made._is_fusible = lambda inputs: False
+    return made
+
+
+def results(made, shape, jit_compile=False):
+    """Returns output, gradients and moving statistics of one training call."""
+    x = 3.0 * tf.random.stateless_normal(shape, [1, 2]) + 1.0
+    weights = tf.random.stateless_normal(shape, [3, 4])
+
+    @tf.function(jit_compile=jit_compile)
+    def call(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = made(x, training=True)
+            total = tf.reduce_sum(tf.cast(y, tf.float32) * weights)
+        return [y, *tape.gradient(total, [x, made.gamma, made.beta])]
+
+    found = call(x)
+    assert found[0].dtype == made.compute_dtype
+    found = [tf.cast(value, tf.float32).numpy() for value in found]
+    return [*found, made.moving_mean.numpy(), made.moving_variance.numpy()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("shape", [(8, 5, 6, 7), (4, 1, 1, 3), (1, 1, 1, 2)])
+def test_fused_is_keras_s_own(precision, shape):
+    fused = results(layer(precision, shape), shape)
+    plain = results(layer(precision, shape, fused=False), shape)
+    # Between: one rounding of the half-precision output, and sums in another order.
+    tolerance = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
+    for a, b in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance[precision], atol=2e-5)
+
+
+def test_the_fused_one_is_the_same_under_xla():
+    shape = (8, 5, 6, 7)
+    plain = results(layer("float32", shape), shape)
+    compiled = results(layer("float32", shape), shape, jit_compile=True)
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    "n,groups", [(128, 16), (256, 16), (100, 10), (16, 4), (2, 2), (12, 4), (7, 7)]
+    ("settings", "training"),
+    [({"groups": 2}, True), ({"center": False}, True), ({}, False)],
 )
-def test_two_groups_share_one_row_at_most(n, groups):
-    assert norms.fewest_groups(n) == groups
-    order = norms.spread(n, groups)
-    assert sorted(order) == list(range(n))
-    size = n // groups
-    first = [set(range(i, i + size)) for i in range(0, n, size)]
-    second = [set(order[i : i + size]) for i in range(0, n, size)]
-    assert max(len(a & b) for a in first for b in second) == 1
+def test_where_it_cannot_be_fused_it_is_not(settings, training, monkeypatch):
+    def refuse(self, inputs):
+        raise AssertionError("fused")
+
+    monkeypatch.setattr(norms.SplitBatchNormalization, "_fused", refuse)
+    made = norms.SplitBatchNormalization(**settings)
+    assert made(tf.ones([4, 2, 2, 3]), training=training).shape == (4, 2, 2, 3)
+    frozen = norms.SplitBatchNormalization(trainable=False)
+    assert frozen(tf.ones([4, 2, 2, 3]), training=True).shape == (4, 2, 2, 3)
+    with pytest.raises(AssertionError, match="fused"):
+        norms.SplitBatchNormalization()(tf.ones([4, 2, 2, 3]), training=True)

@@ -123,13 +123,66 @@ def test_the_classifier_is_float32_whatever_the_encoder_was():
     [
         ([0, 1, -1], r"0 \.\. 1, got -1"),  # one_hot(-1) would train on nothing
         ([0, 1, 2], r"0 \.\. 1, got 0 \.\. 2"),
-        ([0, 1], "got 3 and 2"),
-        ([], "got 3 and 0"),
+        ([0, 1], r"got \[3, 2\] and \[2\]"),
+        ([], r"got \[3, 2\] and \[0\]"),
+        ([[0], [1], [1]], r"got \[3, 2\] and \[3, 1\]"),
+        ([0.0, 1.0, 1.0], "integers, got float64"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels, message):
+@pytest.mark.parametrize("score", ["linear_classifier", "knn", "chosen_learning_rate"])
+def test_labels_that_do_not_fit_are_refused(score, labels, message):
+    features = np.zeros((3, 2), "float32")
+    labels = np.array(labels) if labels else np.zeros(0, int)
+    rest = {"knn": (features, 2), "chosen_learning_rate": (2, 0)}.get(score, (2,))
     with pytest.raises(ValueError, match=message):
-        probes.linear_classifier(np.zeros((3, 2), "float32"), np.array(labels, int), 2)
+        getattr(probes, score)(features, labels, *rest)
+
+
+def test_lists_of_labels_will_do():
+    features, labels = made(50)
+    layers = [
+        probes.linear_classifier(features, given, 4, epochs=2)
+        for given in (labels, labels.tolist())
+    ]
+    np.testing.assert_array_equal(*[layer.kernel.numpy() for layer in layers])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adamw"}, "one of adam, sgd, lars, got 'adamw'"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": np.nan}, "learning_rate=nan"),
+    ],
+)
+def test_settings_of_the_classifier_out_of_range_are_refused(settings, message):
+    features, labels = made(8)
+    with pytest.raises(ValueError, match=message):
+        probes.linear_classifier(features, labels, 4, **settings)
+
+
+def test_an_unknown_optimizer_has_no_rates():
+    with pytest.raises(ValueError, match="one of adam, sgd, lars, got 'adamw'"):
+        probes.chosen_learning_rate(*made(8), 4, 0, optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test": np.zeros((2, 5), "float32")}, r"\[2, 5\] and \[8, "),
+        ({"test": np.zeros(2, "float32")}, r"\[2\] and \[8, "),
+        ({"test": made(8)[0][:0]}, "not empty"),
+        ({"k": 0}, "k=0"),
+        ({"block": 0}, "block=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+    ],
+)
+def test_settings_of_knn_out_of_range_are_refused(settings, message):
+    train, labels = made(8)
+    with pytest.raises(ValueError, match=message):
+        probes.knn(train, labels, **{"test": train, "num_classes": 4, **settings})
 
 
 def test_no_images_are_refused():

@@ -25,8 +25,14 @@ def resized(images, box, size, kernel):
     height, width = images.shape[1:3]
     rows = resample.resize_matrix(top, bottom, size[1], height, kernel)
     columns = resample.resize_matrix(left, right, size[0], width, kernel)
-    planes = augment.resample_images(images, rows, columns)
-    return np.transpose(planes, [0, 2, 3, 1])
+    return augment.resample_images(images, rows, columns).numpy()
+
+
+def blur_matrix(sigma, size, radius):
+    """Blurs a whole axis at its own size, which leaves only the blur."""
+    taps = resample.blur_taps(sigma, radius)
+    start, stop = np.zeros(len(sigma), "float32"), np.full(len(sigma), size, "float32")
+    return resample.resize_matrix(start, stop, size, size, taps=taps)
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -71,23 +77,58 @@ def test_whole_axis_at_its_own_size_is_the_identity(kernel):
     np.testing.assert_allclose(matrix[0], np.eye(17), atol=1e-6)
 
 
+@pytest.mark.parametrize("radius", [None, 1, 4])
+@pytest.mark.parametrize(
+    "size,in_size,narrow",
+    [
+        (96, 96, True),
+        (96, 128, True),  # down
+        (97, 97, True),  # spare rows in the last block
+        (50, 300, True),
+        (96, 20, False),
+        (16, 16, False),
+        (2, 90, False),
+    ],
+)
+def test_windows_are_the_matrix(size, in_size, narrow, radius):
+    """With crops at either end, of the whole axis, of one pixel, mirrored."""
+    rng = np.random.default_rng(0)
+    edges = np.sort(rng.uniform(0, in_size, [40, 2]), axis=1)
+    edges[:4] = [0, in_size], [0, 1], [in_size - 1, in_size], [0.3, in_size - 0.3]
+    edges = np.concatenate([edges, edges[:, ::-1]]).astype("float32")
+    taps = None
+    if radius:
+        sigma = resample.random_sigmas(rng.random([80, 2], "float32"), 0.7)
+        taps = resample.blur_taps(sigma, min(radius, size - 1))
+    start, stop = edges.T
+    images = rng.integers(0, 256, [80, in_size, 7], dtype="uint8")
+    matrices = resample.resize_matrix(start, stop, size, in_size, taps=taps)
+    windows = resample.resize_windows(start, stop, size, in_size, taps=taps)
+    assert (windows.weights.shape[3] < 0.7 * in_size) is narrow
+    np.testing.assert_allclose(
+        resample.multiply(windows, images),
+        resample.multiply(matrices, images),
+        atol=255e-5,
+    )
+
+
 @pytest.mark.parametrize("case", range(len(ADDONS["blur_taps_sigma"])))
 def test_blur_matches_tensorflow_addons(case):
     taps, sigma = ADDONS["blur_taps_sigma"][case]
     images, expected = ADDONS["images"], ADDONS["blurred"][case]
     rows, columns = (
-        resample.blur_matrix(np.float32([sigma]), size, int(taps) // 2)
+        blur_matrix(np.float32([sigma]), size, int(taps) // 2)
         for size in images.shape[1:3]
     )
-    planes = augment.resample_images(images, rows, columns)
-    np.testing.assert_allclose(np.transpose(planes, [0, 2, 3, 1]), expected, atol=1e-5)
+    blurred = augment.resample_images(images, rows, columns)
+    np.testing.assert_allclose(blurred, expected, atol=1e-5)
     if sigma > 0.3:  # below, the kernel is all but the identity
         assert np.abs(expected - images).max() > 0.1
 
 
 def test_each_image_has_its_own_blur_and_sigma_0_is_none():
     sigma = np.float32([0.0, 0.5, 2.0])
-    blurs = resample.blur_matrix(sigma, 32, 3).numpy()
+    blurs = blur_matrix(sigma, 32, 3).numpy()
     np.testing.assert_array_equal(blurs[0], np.eye(32))
     np.testing.assert_allclose(blurs.sum(axis=2), 1.0, atol=1e-6)
     assert 0.5 < blurs[1, 16, 16] < 0.9
@@ -98,7 +139,7 @@ def test_each_image_has_its_own_blur_and_sigma_0_is_none():
 def test_blur_kernel_is_a_tenth_of_the_image(size, taps):
     radius = resample.blur_radius(size)
     assert 2 * radius + 1 == taps
-    matrix = resample.blur_matrix(np.float32([1.0]), size, radius)[0].numpy()
+    matrix = blur_matrix(np.float32([1.0]), size, radius)[0].numpy()
     assert (matrix[size // 2] > 0).sum() <= taps
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-6)
 

@@ -246,7 +246,7 @@ def test_a_recipe_carries_its_evidence_and_its_command_parses(recipe, monkeypatc
 BASE = {
     **{"dataset": "stl10", "image_size": 96, "backbone": "resnet18", "width": 1},
     **{"stem": "imagenet", "batch_size": 128, "epochs": 40, "temperature": 0.5},
-    **{"proj_layers": 2, "proj_dim": 64, "proj_hidden": 0, "proj_batch_norm": False},
+    **{"proj_layers": 2, "proj_dim": 64, "proj_hidden": 0, "proj_batch_norm": "false"},
     **{"proj_activation": "relu", "optimizer": "adam", "learning_rate": 3e-4},
     **{"learning_rate_scaling": "none", "warmup_epochs": 0, "schedule": "constant"},
     **{"weight_decay": 0, "crop_min_area": 0.08, "jitter_strength": 1, "blur": 0},

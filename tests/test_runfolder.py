@@ -1,6 +1,8 @@
 """The run folder: new, continued or refused, and used by one process at a time."""
 
 import dataclasses
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -191,6 +193,130 @@ def test_an_older_version_s_folder_is_taken_over(config):
     assert path.read_text().startswith(f"# tfsimclr {__version__}\n")
 
 
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["was not written by tfsimclr", "--workdir"]),
+        (None, ["was not written by tfsimclr", "--workdir"]),  # a folder
+        (b"\xff\xfe\x00", ["was not written by tfsimclr", "--workdir"]),
+        (b"# tfsimclr 0.1\n--seed=0\n--epo", ["damaged", "'--epo'", "--workdir"]),
+        (b"# tfsimclr 0.1\nseed=0\n", ["damaged", "'seed=0'", "--workdir"]),
+        (b"# tfsimclr 0.1\n--seed=\xff\n", ["--seed=\udcff there", "--workdir"]),
+        (b"# tfsimclr \xc2\xb2.0\n--seed=1\n", ["--seed=1 there", "--workdir"]),
+    ],
+)
+def test_a_damaged_flags_txt_is_refused_in_one_line(
+    config, tmp_path, monkeypatch, content, parts
+):
+    path = tmp_path / "run" / "flags.txt"
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    message = last_words(monkeypatch, lambda _: runfolder.prepare(config))
+    assert all(part in message for part in [*parts, str(path.parent)]), message
+    assert path.is_dir() if content is None else path.read_bytes() == content
+
+
+def test_comments_and_empty_lines_in_flags_txt_do_no_harm(config):
+    path = runfolder.prepare(config) / "flags.txt"
+    path.write_text(path.read_text() + "\n# mine\n")
+    assert runfolder.prepare(config) == path.parent
+
+
+def last_words(monkeypatch, action):
+    """Returns the message with which the command line ends if a run does `action`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run", action)
+        patch.setattr(run.configs, "from_flags", lambda: None)
+        with pytest.raises(SystemExit) as stop:
+            run._main(["program"])
+    message = stop.value.code  # text: Python prints it to stderr and exits with 1
+    assert isinstance(message, str) and "\n" not in message
+    assert message.startswith("tfsimclr: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "Permission denied"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("place", ["mkdir", "lock", "flags.txt"])
+def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(
+    config, monkeypatch, place, number, words
+):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    owner, name = {
+        "mkdir": (os, "mkdir"),
+        "lock": (fcntl, "flock"),
+        "flags.txt": (os, "fsync"),
+    }[place]
+    monkeypatch.setattr(owner, name, refuse)
+    message = last_words(monkeypatch, lambda _: runfolder.prepare(config))
+    assert config.workdir in message and words in message
+    assert "name another --workdir" in message
+
+
+def test_a_full_disk_has_another_remedy(config, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    message = last_words(monkeypatch, lambda _: runfolder.prepare(config))
+    assert "flags.txt" in message and "Make room" in message
+
+
+def test_a_path_that_tensorflow_cannot_write_to_is_refused(config, tmp_path):
+    workdir = str(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(ValueError, match="--workdir=.*udcff.*is not UTF-8"):
+        runfolder.prepare(dataclasses.replace(config, workdir=workdir))
+    assert not os.path.exists(workdir)
+
+
+def test_other_paths_need_not_be_text(config):
+    odd = os.fsdecode(b"/in/\xff/b\xc3\xa4h\x0c\xe2\x80\xa8x")  # also a page break
+    config = dataclasses.replace(config, data_dir=odd, cache_dir=odd)
+    path = runfolder.prepare(config)
+    assert runfolder.prepare(config) == path
+    again = parse(f"--flagfile={path / 'flags.txt'}")
+    assert again == config and again.data_dir == odd
+    with pytest.raises(ValueError, match="other settings"):
+        runfolder.prepare(dataclasses.replace(config, data_dir=odd + "2"))
+
+
+LEFT = (".partial-abc", "features/.partial-abc", ".saved_model-abc/new/saved_model.pb")
+KEPT = ("saved_model/saved_model.pb", "features/h-test.npy", ".partial", "notes.txt")
+
+
+def leave(path):
+    for name in (*LEFT, *KEPT):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("x")
+
+
+def test_what_killed_processes_left_is_removed_when_the_run_goes_on(config):
+    path = runfolder.prepare(config)
+    leave(path)
+    runfolder.prepare(config)
+    left = {str(p.relative_to(path)) for p in contents(path)}
+    assert left == {*KEPT, ".lock", "flags.txt"}
+
+
+def test_nothing_of_a_run_in_use_or_of_other_settings_is_removed(config):
+    path = runfolder.prepare(config)
+    leave(path)
+    before = contents(path)
+    with pytest.raises(ValueError, match="other settings"):
+        runfolder.prepare(dataclasses.replace(config, seed=7))
+    with runfolder.lock(path), pytest.raises(ValueError, match="in use"):
+        runfolder.prepare(config)
+    assert contents(path) == before
+
+
 @pytest.mark.parametrize("mode", ["evaluate", "export"])
 @pytest.mark.parametrize("empty_folder", [False, True])
 def test_evaluation_needs_a_run(config, tmp_path, mode, empty_folder):
@@ -257,3 +383,26 @@ def test_the_default_folder_can_be_continued_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     again = parse(f"--flagfile={folder / 'flags.txt'}")
     assert os.path.realpath(again.workdir) == os.path.realpath(folder)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_warned_of_once(config, monkeypatch, capsys, number):
+    """As some network disks: the run goes on, its files are whole even so."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = runfolder.prepare(config)
+    with runfolder.lock(path):
+        assert (path / ".lock").read_text() == str(os.getpid())
+    warning = capsys.readouterr().err
+    assert warning.startswith("Warning: ") and warning.count("\n") == 1
+    assert str(path) in warning and "--workdir" in warning
+
+
+def test_a_lock_of_no_text_is_named_all_the_same(holder, tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="in use by process"):
+        with runfolder.lock(tmp_path):
+            pass

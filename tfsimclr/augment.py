@@ -94,12 +94,20 @@ class Views:
             `[n, image_size, image_size, 3]`, float32 in 0-1.
         """
         images = _checked(images)
-        rows, columns = self.geometry(images, seed)
-        planes = resample_images(images, rows, columns)
-        return paint(planes, self.colors(planes, seed))
+        # Up to two blocks the windows are hardly smaller than the image.
+        windows = self.image_size > 2 * resample.BLOCK
+        rows, columns = self.geometry(images, seed, windows)
+        resampled = resample_images(images, rows, columns)
+        return paint(resampled, self.colors(resampled, seed))
 
-    def geometry(self, images, seed):
-        """Returns the matrices `[n, s, H]` and `[n, s, W]` of a batch."""
+    def geometry(self, images, seed, windows: bool = False):
+        """Returns the matrices `[n, s, H]` and `[n, s, W]` of a batch.
+
+        Args:
+            images: As in a call.
+            seed: As in a call.
+            windows: Whether the second is to be a `resample.Windows`.
+        """
         n, height, width, _ = tf.unstack(tf.shape(images))
         size = self.image_size
         draws = uniform(seed, CROP, [n, resample.CROP_DRAWS, 2])
@@ -111,23 +119,25 @@ class Views:
                 tf.where(mirrored, right, left),
                 tf.where(mirrored, left, right),
             )
-        rows = resample.resize_matrix(top, bottom, size, height)
-        columns = resample.resize_matrix(left, right, size, width)
+        taps = None
         if self.blur:
             sigma = resample.random_sigmas(uniform(seed, BLUR, [n, 2]), self.blur)
-            blurs = resample.blur_matrix(sigma, size, resample.blur_radius(size))
-            rows, columns = blurs @ rows, blurs @ columns
-        return rows, columns
+            taps = resample.blur_taps(sigma, resample.blur_radius(size))
+        rows = resample.resize_matrix(top, bottom, size, height, taps=taps)
+        of_columns = resample.resize_windows if windows else resample.resize_matrix
+        return rows, of_columns(left, right, size, width, taps=taps)
 
-    def colors(self, planes, seed):
-        """Returns the colour maps `[n, 3, 4]` of planes `[n, 3, s, s]`, or None."""
+    def colors(self, resampled, seed):
+        """Returns maps `[n, 3, 4]` for images `[n, s, s, 3]` in 0-255, or None."""
         if not (self.jitter_strength or self.grayscale):
             return None
-        n = tf.shape(planes)[0]
+        n = tf.shape(resampled)[0]
         draws = uniform(seed, JITTER, [n, 5])
         jitter = color.random_jitter(draws, self.jitter_strength)
         grayscale = uniform(seed, GRAYSCALE, [n]) < self.grayscale
-        return color.affine_maps(jitter, grayscale, tf.reduce_mean(planes, [2, 3]))
+        # Over both axes at once the mean takes twice as long.
+        means = tf.reduce_mean(tf.reduce_mean(resampled, 1), 1)
+        return color.affine_maps(jitter, grayscale, means)
 
     def get_config(self):
         names = ("image_size", "crop_min_area", "jitter_strength", "blur", "flip")
@@ -139,38 +149,44 @@ class Views:
 
 
 def resample_images(images, rows, columns) -> tf.Tensor:
-    """Returns `rows @ image @ columns^T` of each image and colour, `[n, 3, s, t]`.
+    """Returns `rows @ image @ columns^T` of each image and colour, `[n, s, t, 3]`.
 
     Args:
         images: `[n, H, W, 3]`, uint8 or float.
         rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all.
-        columns: `[n, t, W]`, likewise.
+        columns: `[n, t, W]`, likewise, or `resample.Windows`.
     """
     _, height, width, _ = tf.unstack(tf.shape(images))
-    # Bytes are cheaper to transpose than floats.
-    planes = tf.cast(tf.transpose(images, [0, 3, 1, 2]), tf.float32)
-    planes = tf.reshape(planes, [-1, 3 * height, width])
-    planes = tf.matmul(planes, columns, transpose_b=True)  # [n, 3H, t]
-    planes = tf.reshape(planes, [-1, 3, height, columns.shape[1]])
-    return tf.matmul(rows[:, None], planes)
+    # With the columns first and the rows last, colours come out innermost again. Bytes
+    # are cheaper to transpose than floats, and two views share the one transpose.
+    images = tf.reshape(images, [-1, height, width * 3])
+    images = tf.reshape(tf.transpose(images, [0, 2, 1]), [-1, width, 3 * height])
+    images = resample.multiply(columns, images)
+    images = tf.reshape(images, [-1, images.shape[1] * 3, height])  # [n, 3t, H]
+    images = tf.matmul(rows, images, transpose_b=True)
+    size, wide = images.shape[1:]
+    return tf.reshape(images, [-1, size, wide // 3, 3])
 
 
-def paint(planes, maps=None) -> tf.Tensor:
-    """Returns images in 0-1, `[n, s, t, 3]`, of planes `[n, 3, s, t]` in 0-255.
+def paint(images, maps=None) -> tf.Tensor:
+    """Returns images in 0-1, `[n, s, t, 3]`, of such in 0-255.
 
     Args:
-        planes: As `resample_images` returns them.
+        images: As `resample_images` returns them.
         maps: `[n, 3, 4]`, as `color.affine_maps` returns them, or None to keep colours.
     """
-    _, _, height, width = planes.shape
-    colors = tf.reshape(planes, [-1, 3, height * width])
+    _, height, width, _ = images.shape
     if maps is None:
-        colors = colors / 255.0
+        images = images / 255.0
     else:
         maps = maps / 255.0
-        colors = maps[:, :, :3] @ colors + maps[:, :, 3:]
-    colors = tf.clip_by_value(colors, 0.0, 1.0)
-    return tf.reshape(tf.transpose(colors, [0, 2, 1]), [-1, height, width, 3])
+        images = tf.reshape(images, [-1, height * width, 3])
+        images = tf.matmul(images, maps[:, :, :3], transpose_b=True)
+        # Adding three numbers to every pixel is slow, a row of them to rows is not.
+        images = tf.reshape(images, [-1, height, width * 3])
+        images += tf.tile(maps[:, None, :, 3], [1, 1, width])
+        images = tf.reshape(images, [-1, height, width, 3])
+    return tf.clip_by_value(images, 0.0, 1.0)
 
 
 def _checked(images) -> tf.Tensor:

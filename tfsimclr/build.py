@@ -19,8 +19,13 @@ from tfsimclr import (
     simclr,
 )
 from tfsimclr.config import Config
+from tfsimclr.method import Method
 
-METHODS = {"simclr": simclr.SimCLR, "moco": moco.MoCo, "byol": byol.BYOL}
+METHODS: dict[str, type[Method]] = {
+    "simclr": simclr.SimCLR,
+    "moco": moco.MoCo,
+    "byol": byol.BYOL,
+}
 # Arguments that not every method takes, and the settings behind them.
 ARGUMENTS = {
     "temperature": ("temperature",),
@@ -176,7 +181,7 @@ def method(config: Config, total_steps: int | None = None):
     norm = {"false": False, "true": True}.get(
         config.proj_batch_norm, config.proj_batch_norm
     )
-    common = {
+    common: dict = {
         "dim": config.proj_dim,
         "activation": config.proj_activation,
         "batch_norm": norm,

@@ -1,5 +1,6 @@
 """The journal of a run: its records and checkpoints."""
 
+import contextlib
 import csv
 import io
 import pathlib
@@ -55,7 +56,9 @@ class Journal(keras.callbacks.Callback):
         self.peak_memory = 0
         self.interrupted = False  # set by a signal handler
         self._arrays: dict | None = None
-        self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+        self.board = self.folder / "tensorboard"
+        with checkpoints.disk_errors(self.board):
+            self._writer = tf.summary.create_file_writer(str(self.board))
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
@@ -139,10 +142,9 @@ class Journal(keras.callbacks.Callback):
         self.epoch_seconds, self.epoch_steps = 0.0, 0
         self._epoch_start = self._last_step = time.monotonic()
         self.write_history()
-        with self._writer.as_default(step=row["step"]):
+        with self._on_board(row["step"]):
             for name in row.keys() - {"epoch", "step"}:
                 tf.summary.scalar(name, row[name])
-        self._writer.flush()
         self.save()
         if self.interrupted:
             raise KeyboardInterrupt(SAVED)
@@ -173,11 +175,17 @@ class Journal(keras.callbacks.Callback):
         return {name: float(value) for name, value in values.items()}
 
     def _show_pairs(self):
-        with self._writer.as_default(step=0):
-            tf.summary.image(
-                "augmented_pairs", pairs_grid(self.model, self.sample[:8])[None]
-            )
-        self._writer.flush()
+        picture = pairs_grid(self.model, self.sample[:8])
+        with self._on_board(0):
+            tf.summary.image("augmented_pairs", picture[None])
+
+    @contextlib.contextmanager
+    def _on_board(self, step: int):
+        """Sends summaries to TensorBoard's file, and that to the disk."""
+        with checkpoints.disk_errors(self.board):
+            with self._writer.as_default(step=step):
+                yield
+            self._writer.flush()
 
 
 def pairs_grid(model, images) -> np.ndarray:

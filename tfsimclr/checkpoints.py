@@ -1,5 +1,7 @@
 """Checkpoints that are whole or not there: one file each, checksum in its name."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -11,7 +13,34 @@ import tempfile
 
 import numpy as np
 
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+)
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz$")
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path):
+    """Raises an OSError that names `path` where its block cannot write there.
+
+    TensorFlow has one error for a full disk and for exhausted memory; only the words
+    of the operating system in its message tell them apart. NumPy says no reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("tensorflow."):
+            words = {os.strerror(number): number for number in _DISK_ERRORS}
+            number = next((words[text] for text in words if text in str(error)), None)
+        elif isinstance(error, OSError) and error.filename is None:
+            # np.save says "1000 requested and 616 written", and no number.
+            number = error.errno or errno.ENOSPC
+        else:
+            number = None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -22,7 +51,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with disk_errors(path), os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -37,6 +66,12 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what a process killed in `write_atomically` has left in a folder."""
+    for leftover in folder.glob(".partial-*"):
+        leftover.unlink()
 
 
 def save(
@@ -57,8 +92,7 @@ def save(
         OSError: If the disk is full or not writable; older checkpoints are whole then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".partial-*"):
-        leftover.unlink()
+    remove_leftovers(folder)
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     named: dict = {**arrays, "meta_json": text}

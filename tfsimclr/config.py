@@ -7,13 +7,14 @@ import os
 from absl import flags
 
 from tfsimclr import defaults, options
+from tfsimclr.label_options import LabelOptions
 from tfsimclr.names import feature_names
 from tfsimclr.network_options import NetworkOptions
 from tfsimclr.training_options import TrainingOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TrainingOptions, NetworkOptions):
+class Config(LabelOptions, TrainingOptions, NetworkOptions):
     """Every setting of a run; checked on construction.
 
     Raises:
@@ -36,6 +37,30 @@ class Config(TrainingOptions, NetworkOptions):
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError(
                 "--dataset=folder needs --data_dir, the folder with your images."
+            )
+
+    def check_mode(self) -> None:
+        """Raises a ValueError if a setting is missing in the mode, or means nothing."""
+        layers = feature_names(self.proj_layers)[:-1]
+        if self.mode == "finetune" and self.finetune_from not in (None, *layers):
+            raise ValueError(
+                f"--finetune_from must be one of {layers} with --proj_layers="
+                f"{self.proj_layers}, got {self.finetune_from!r}."
+            )
+        if self.mode == "distill" and not self.teacher:
+            raise ValueError(
+                "--mode=distill needs --teacher, a run folder with a fine-tuned "
+                "network (--mode=finetune)."
+            )
+        if self.teacher and self.mode != "distill":
+            raise ValueError(
+                f"--teacher belongs to --mode=distill, got --mode={self.mode}. A "
+                "student is trained, scored and exported by that one mode."
+            )
+        if self.teacher and self.teacher == self.workdir:
+            raise ValueError(
+                f"--teacher and --workdir are both {self.workdir}. The student needs a "
+                "--workdir of its own."
             )
 
     def with_optimizer_defaults(self) -> "Config":
@@ -76,7 +101,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the config that the parsed flags describe; paths become absolute."""
     given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
-    for name in ("workdir", "data_dir", "cache_dir"):
+    for name in ("workdir", "data_dir", "cache_dir", "teacher"):
         if given[name] and "\0" not in given[name]:  # that is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     return Config(**given)

@@ -70,6 +70,14 @@ class DataSet:
         return some and self.num_classes > 1
 
 
+def labelled(split: Split, limit: int = 0) -> np.ndarray:
+    """Returns the rows of a split that have a label, at most `limit` if not 0."""
+    rows = np.flatnonzero(split.labels >= 0)
+    if limit and limit < len(rows):
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
+    return rows
+
+
 def defaults(name: str, image_size: int | None = None, data_dir: str = "") -> dict:
     """Returns image_size, stem, backbone and width for a data set.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -13,10 +14,13 @@ from tfsimclr import (
     probes,
     projector,
     results,
+    store,
     trained,
 )
 from tfsimclr.config import Config
 from tfsimclr.names import feature_names
+
+PARTS = ("train", "test")
 
 
 def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> dict:
@@ -55,9 +59,9 @@ def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> di
 
 def scores_of(config: Config, dataset: data.DataSet, model, workdir) -> dict:
     """Returns `{"pixels": {"top1", "top5", "knn", "dim", ...}, "random_h": ...}`."""
-    rows = labelled(dataset.train, config.num_train_images)
+    rows = data.labelled(dataset.train, config.num_train_images)
     train = data.Split(dataset.train.images[rows], dataset.train.labels[rows])
-    rows = labelled(dataset.test)
+    rows = data.labelled(dataset.test)
     test = data.Split(dataset.test.images[rows], dataset.test.labels[rows])
     before = checkpoints.fingerprint(model)
     features = all_features(config, model, train, test, workdir)
@@ -81,14 +85,6 @@ def scores_of(config: Config, dataset: data.DataSet, model, workdir) -> dict:
         workdir / "tensorboard", features["h"][1], test, dataset.class_names
     )
     return scores
-
-
-def labelled(split: data.Split, limit: int = 0) -> np.ndarray:
-    """Returns the rows of a split that have a label, at most `limit` if not 0."""
-    rows = np.flatnonzero(split.labels >= 0)
-    if limit and limit < len(rows):
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
-    return rows
 
 
 def score(config: Config, num_classes, of_train, train, of_test, test):
@@ -123,12 +119,9 @@ def all_features(config: Config, model, train, test, workdir) -> dict:
     ).hexdigest()
     names = ("pixels", "random_h", *feature_names(config.proj_layers))
     folder = workdir / "features"
-    stamp = folder / "key.txt"
-    if stamp.exists() and stamp.read_text() == key:
-        return {
-            name: tuple(np.load(folder / f"{name}-{s}.npy") for s in ("train", "test"))
-            for name in names
-        }
+    kept = _kept(folder, key, names)
+    if kept is not None:
+        return kept
     start = time.monotonic()
     untrained = trained.untrained(config)
     parts = []
@@ -137,12 +130,55 @@ def all_features(config: Config, model, train, test, workdir) -> dict:
         features["pixels"] = probes.pixels(split.images, config.image_size)
         features["random_h"] = untrained.features(split.images)["h"]
         parts.append(features)
-    folder.mkdir(exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    for name in names:
-        for part, split_name in zip(parts, ("train", "test"), strict=True):
-            np.save(folder / f"{name}-{split_name}.npy", part[name])
-    stamp.write_text(key)
+    made = {name: tuple(part[name] for part in parts) for name in names}
+    _keep(folder, key, made)
     count = len(train.images) + len(test.images)
     print(f"Features of {count} images: {time.monotonic() - start:.0f} s.", flush=True)
-    return {name: tuple(part[name] for part in parts) for name in names}
+    return made
+
+
+def _keep(folder: pathlib.Path, key: str, features: dict) -> None:
+    """Writes features, and last of all key.txt: their key and checksums."""
+    folder.mkdir(exist_ok=True)
+    (folder / "key.txt").unlink(missing_ok=True)
+    lines = [key]
+    for name, pair in features.items():
+        for array, part in zip(pair, PARTS, strict=True):
+            path = folder / f"{name}-{part}.npy"
+            with checkpoints.disk_errors(path):
+                np.save(path, array)
+            lines.append(f"{_checksum(path)} {path.name}")
+    checkpoints.write_atomically(folder / "key.txt", "\n".join(lines).encode())
+
+
+def _kept(folder: pathlib.Path, key: str, names) -> dict | None:
+    """Returns the features of `_keep`, or None if they are others or damaged.
+
+    Damaged ones are named on stderr.
+    """
+    try:
+        first, *lines = (folder / "key.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return None
+    if first != key:
+        return None
+    for name in (f"{name}-{part}.npy" for name in names for part in PARTS):
+        try:
+            whole = f"{_checksum(folder / name)} {name}" in lines
+        except OSError:
+            whole = False
+        if not whole:
+            print(
+                f"The features {folder / name} are damaged (their checksum differs); "
+                "all are made again.",
+                file=sys.stderr,
+            )
+            return None
+    return {
+        name: tuple(np.load(folder / f"{name}-{part}.npy") for part in PARTS)
+        for name in names
+    }
+
+
+def _checksum(path: pathlib.Path) -> str:
+    return checkpoints.digest("".join(store.checksums(path)).encode())

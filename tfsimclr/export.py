@@ -6,7 +6,7 @@ import tempfile
 
 import tensorflow as tf
 
-from tfsimclr import augment, trained
+from tfsimclr import augment, checkpoints, trained, tuned
 from tfsimclr.config import Config
 from tfsimclr.names import feature_names
 
@@ -54,22 +54,56 @@ def export(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         workdir: The run folder.
 
     Raises:
-        ValueError: If the folder has no checkpoint.
+        ValueError: If the folder has no checkpoint, or its classifier is damaged.
+        OSError: If it cannot be written; an older export is whole then.
     """
     model, _ = trained.model(config, workdir)
     names = feature_names(config.proj_layers)
     classifier = trained.classifier(workdir, model)
-    module = Exported(model, config.image_size, names, classifier)
+    path = workdir / "saved_model"
+    write(path, Exported(model, config.image_size, names, classifier))
+    print(f"Exported {path}: {', '.join(names)}{', logits' if classifier else ''}.")
+    return path
+
+
+def export_classifier(folder: pathlib.Path) -> pathlib.Path:
+    """Writes `saved_model/` of a fine-tuned or distilled network; returns its path.
+
+    As `export`, with the outputs `h`, the layers of the head that it has, and `logits`.
+    One that is there is left as it is.
+
+    Args:
+        folder: That of the fine-tuning, or the run folder of the student.
+
+    Raises:
+        ValueError: If the folder has no checkpoint.
+        OSError: If it cannot be written; an older export is whole then.
+    """
+    path = folder / "saved_model"
+    if path.exists():
+        return path
+    model, meta = tuned.load(folder)
+    names = (*tuned.layers(meta), "logits")
+    write(path, Exported(model, model.views.image_size, names))
+    print(f"Exported {path}: {', '.join(names)}.")
+    return path
+
+
+def write(path: pathlib.Path, module: Exported) -> None:
+    """Writes a SavedModel, whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written; an older one is whole then.
+    """
     signatures = {}
     for name, dtype in (("serving_default", tf.float32), ("serving_uint8", tf.uint8)):
         spec = tf.TensorSpec([None, None, None, 3], dtype, name="images")
         signatures[name] = tf.function(module.outputs, input_signature=[spec])
-    path = workdir / "saved_model"
-    with tempfile.TemporaryDirectory(prefix=".saved_model-", dir=workdir) as partial:
+    folder = path.parent
+    with tempfile.TemporaryDirectory(prefix=".saved_model-", dir=folder) as partial:
         fresh = pathlib.Path(partial) / "new"
-        tf.saved_model.save(module, str(fresh), signatures=signatures)
+        with checkpoints.disk_errors(path):
+            tf.saved_model.save(module, str(fresh), signatures=signatures)
         if path.exists():
             os.replace(path, pathlib.Path(partial) / "old")
         os.replace(fresh, path)
-    print(f"Exported {path}: {', '.join(names)}{', logits' if classifier else ''}.")
-    return path

@@ -9,6 +9,10 @@ import tensorflow as tf
 
 # Float16's loss scale starts at 2^15: that many halvings are no cause for alarm.
 MOST_SKIPS_IN_A_ROW = 50
+REMEDY = (
+    "Try a lower --learning_rate, a longer --warmup_epochs or --precision=float32 in a "
+    "new --workdir."
+)
 # An untrained ResNet has about 0.4 and tens of directions; a collapsed one, nothing.
 LEAST_FEATURE_STD = 0.05
 LEAST_EFFECTIVE_RANK = 1.5
@@ -23,10 +27,12 @@ class StopOnNonFinite(keras.callbacks.Callback):
     Args:
         folder: Of the checkpoints, named in the message.
         schedule: Learning rate of an update, named in the message.
+        remedy: The end of the message.
     """
 
-    def __init__(self, folder: pathlib.Path, schedule):
+    def __init__(self, folder: pathlib.Path, schedule, remedy: str = REMEDY):
         super().__init__()
+        self.remedy = remedy
         self.folder = folder
         self.schedule = schedule
         self.total_skips: float | None = None
@@ -60,9 +66,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
             f"{learning_rate(self.model, self.schedule):.3g}, loss scale "
             f"{loss_scale(self.model):g}, mean gradient norm before "
             f"{float(self.model.meters['gradient_norm'].result()):.3g}). "
-            f"Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
-            "--learning_rate, a longer --warmup_epochs or --precision=float32 in a new "
-            "--workdir."
+            f"Last good checkpoint: {saved[-1] if saved else 'none yet'}. {self.remedy}"
         )
 
 

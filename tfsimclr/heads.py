@@ -17,7 +17,7 @@ class ProjectionHead(keras.layers.Layer):
     """Dense layers from h to z, with everything in between.
 
     `head_i` is the output of hidden layer i after its activation, `z` the output of
-    the last layer, which has none. No layer has a bias.
+    the last layer, which has none. No layer has a bias, unless the last is to have one.
 
     Args:
         num_layers: Dense layers, 1 to 8. The paper's best result uses 4.
@@ -27,6 +27,7 @@ class ProjectionHead(keras.layers.Layer):
         batch_norm: Whether each layer is followed by batch normalisation: before the
             activation of the hidden ones, without an offset after the last, as in
             SimCLR. "hidden" leaves the last one without, as in BYOL.
+        bias: Whether the last layer has a bias, as that of a classifier.
         **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
 
     Returns, when called on h `[n, d]`, a list of 1 + num_layers tensors: h itself,
@@ -43,6 +44,7 @@ class ProjectionHead(keras.layers.Layer):
         hidden_dim: int | None = None,
         activation: str = "relu",
         batch_norm: bool | str = False,
+        bias: bool = False,
         **kwargs,
     ):
         # The layers inside cast what they are given; h passes through as it came.
@@ -60,6 +62,7 @@ class ProjectionHead(keras.layers.Layer):
         self.hidden_dim = hidden_dim
         self.activation = activation
         self.batch_norm = batch_norm
+        self.bias = bias
         self._activate = _activation(activation)
         self._denses: list = []
         self._norms: list = []
@@ -76,7 +79,10 @@ class ProjectionHead(keras.layers.Layer):
             units = self.dim if last else self.hidden_dim or h_shape[-1]
             name = "z" if last else f"head_{i + 1}"
             dense = keras.layers.Dense(
-                units, use_bias=False, dtype=self.dtype_policy, name=name
+                units,
+                use_bias=self.bias and last,
+                dtype=self.dtype_policy,
+                name=name,
             )
             dense.build((None, width))
             self._denses.append(dense)
@@ -101,6 +107,18 @@ class ProjectionHead(keras.layers.Layer):
             outputs.append(x if dense is self._denses[-1] else self._activate(x))
         return outputs
 
+    @property
+    def last(self):
+        """The layer that makes z; there once the head is built."""
+        return self._denses[-1]
+
+    def take_hidden_layers(self, other: "ProjectionHead") -> None:
+        """Sets the hidden layers to the first ones of a head of the same widths."""
+        for own, theirs in zip(self._denses[:-1], other._denses, strict=False):
+            own.set_weights(theirs.get_weights())
+        for own, theirs in zip(self._norms, other._norms, strict=False):
+            own.set_weights(theirs.get_weights())
+
     def _normalised(self, layer: int) -> bool:
         hidden = layer < self.num_layers - 1
         return self.batch_norm is True or (self.batch_norm == "hidden" and hidden)
@@ -117,6 +135,7 @@ class ProjectionHead(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "activation": self.activation,
             "batch_norm": self.batch_norm,
+            "bias": self.bias,
         }
         return {**super().get_config(), **own}
 

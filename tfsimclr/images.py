@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import io
 import os
 import stat
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
+
+from tfsimclr import decoding
 
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm".split()
@@ -29,6 +32,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BUDGET = decoding.Budget()
 _BLOCK = 32  # images per task of the pool: one task per image costs as much as decoding
 
 
@@ -98,11 +102,14 @@ def read(source: str | bytes, size: int, name: str = "") -> np.ndarray:
     name = name or (source if isinstance(source, str) else "image")
     try:
         with _opened(source) as image:
-            orientation = _orientation(image)
+            full_size = image.size
             # JPEG decodes at 1/2, 1/4, 1/8 almost for free; the factor of two leaves
             # the last resampling step to a proper filter.
             image.draft(None, (2 * size, 2 * size))
-            square = _square(_rgb(image), size)
+            need = decoding.bytes_needed(image, full_size)
+            with _BUDGET.of(need), contextlib.closing(image):
+                orientation = _orientation(image)  # decodes all of a PNG
+                square = _square(decoding.rgb(image), size)
         if orientation in _UPRIGHT:
             square = square.transpose(_UPRIGHT[orientation])
         return np.array(square, np.uint8)
@@ -134,11 +141,12 @@ def median_short_side(sources: Iterable[tuple[str | bytes, str]]) -> int:
         ValueError: If none can be read.
     """
     sides, error = [], None
-    for source, name in sources:
-        try:
-            sides.append(short_side(source, name))
-        except Unreadable as unreadable:
-            error = unreadable
+    with _quietly():
+        for source, name in sources:
+            try:
+                sides.append(short_side(source, name))
+            except Unreadable as unreadable:
+                error = unreadable
     if not sides:
         raise ValueError(f"none of the images looked at can be read, such as {error}.")
     return statistics.median_low(sides)
@@ -171,8 +179,7 @@ def read_all(
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     waiting: collections.deque = collections.deque()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
+        with _quietly():
             for block in _blocks(rows):
                 waiting.append(pool.submit(read_block, block))
                 if len(waiting) > 2 * threads:
@@ -181,6 +188,14 @@ def read_all(
                 yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Keeps Pillow's warnings, of several lines each, from stderr."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def _blocks(rows: Iterable) -> Iterator[list]:
@@ -208,20 +223,6 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged camera data; the picture itself may be whole
         return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Returns the image in mode RGB, transparent pixels on white."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        gray = np.asarray(image)
-        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
-        image = Image.fromarray((gray.astype(np.uint32) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

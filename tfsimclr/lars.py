@@ -72,6 +72,15 @@ class LARS(keras.optimizers.Optimizer):
         self.momentum = momentum
         self.l2 = l2
         self.trust = trust
+        self._plain: frozenset[int] = frozenset()
+
+    def leave_plain(self, variables) -> None:
+        """Gives these variables neither decay nor adaptation, whatever their rank.
+
+        For a classifier that starts at zero: a step in proportion to its norm would
+        keep it there.
+        """
+        self._plain |= {self._var_key(variable) for variable in variables}
 
     def build(self, variables):
         if self.built:
@@ -83,7 +92,7 @@ class LARS(keras.optimizers.Optimizer):
         rate = tf.cast(learning_rate, variable.dtype)
         velocity = self._velocities[self._get_variable_index(variable)]
         update = tf.cast(gradient, variable.dtype)
-        if _is_adapted(variable):
+        if self._is_adapted(variable):
             update = update + self.l2 * tf.convert_to_tensor(variable)
             update = update * trust_ratio(
                 tf.convert_to_tensor(variable), update, self.trust
@@ -93,14 +102,15 @@ class LARS(keras.optimizers.Optimizer):
 
     def excluded(self, variables) -> list[str]:
         """Returns the paths of the variables that get no decay and no adaptation."""
-        return [variable.path for variable in variables if not _is_adapted(variable)]
+        return [
+            variable.path for variable in variables if not self._is_adapted(variable)
+        ]
 
     def get_config(self):
         own = {"momentum": self.momentum, "l2": self.l2, "trust": self.trust}
         return {**super().get_config(), **own}
 
-
-def _is_adapted(variable) -> bool:
-    # By rank: `variable.name` is only "gamma" or "kernel", so matching names of layers
-    # would silently exclude nothing.
-    return len(variable.shape) > 1
+    def _is_adapted(self, variable) -> bool:
+        # By rank: `variable.name` is only "gamma" or "kernel", so matching names of
+        # layers would silently exclude nothing.
+        return len(variable.shape) > 1 and self._var_key(variable) not in self._plain

@@ -229,8 +229,9 @@ def _rows(z_a, z_b, temperature: float, keys) -> tuple[tf.Tensor, tf.Tensor]:
     anchors = normalize(tf.concat(_checked(z_a, z_b, temperature), axis=0))
     if keys is None:
         return anchors, anchors
-    _checked(z_a, keys[0], temperature)
-    return anchors, normalize(tf.concat(_checked(*keys, temperature), axis=0))
+    key_a, key_b = keys
+    _checked(z_a, key_a, temperature)
+    return anchors, normalize(tf.concat(_checked(key_a, key_b, temperature), axis=0))
 
 
 def _checked(z_a, z_b, temperature: float) -> tuple[tf.Tensor, tf.Tensor]:

@@ -55,6 +55,10 @@ class Method(keras.Model):
         self._features = tf.function(self._features_of_batch, reduce_retracing=True)
         self.built = True
 
+    def inputs(self, images, labels):
+        """Returns what `objective` takes of a batch: as a rule two views of it."""
+        return self.pair(images, self.step)
+
     def objective(self, view_a, view_b):
         """Returns the scalar loss and a dict of the scalars named in `logged`."""
         raise TypeError(f"{type(self).__name__} must define objective(view_a, view_b).")
@@ -81,10 +85,9 @@ class Method(keras.Model):
         return tf.cast(z, tf.float32)
 
     def train_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        view_a, view_b = self.pair(images, self.step)
+        inputs = self.inputs(*keras.utils.unpack_x_y_sample_weight(data)[:2])
         with tf.GradientTape() as tape:
-            loss, logs = self.objective(view_a, view_b)
+            loss, logs = self.objective(*inputs)
             scaled_loss = self.optimizer.scale_loss(loss)
         learned = self.learned_variables
         gradients = tape.gradient(scaled_loss, learned)

@@ -12,9 +12,13 @@ class NetworkOptions:
     mode: str = option(
         "all",
         "What to do: all is pretrain, evaluate, export in turn; the others do one part "
-        "on the run folder. plan makes none: it tries ten steps and prints what the "
-        "run would take of memory and time.",
-        choices=("all", "pretrain", "evaluate", "export", "plan"),
+        "on the run folder. finetune learns from --labels after that; distill makes a "
+        "student of a fine-tuned --teacher. plan makes none: it tries ten steps and "
+        "prints what the run would take of memory and time.",
+        choices=(
+            *("all", "pretrain", "evaluate", "export"),
+            *("finetune", "distill", "plan"),
+        ),
         pretraining=False,
     )
     workdir: str = option(
@@ -84,7 +88,11 @@ class NetworkOptions:
     epochs: int = option(40, "Passes over the pretraining images.", above=0)
     seed: int = option(0, "Seed of everything random.", least=0, most=2**31 - 1)
     temperature: float = option(
-        0.5, "Softmax temperature of the loss; smaller is sharper.", above=0
+        0.5,
+        "Softmax temperature of the loss; smaller is sharper. In --mode=distill that "
+        "of teacher and student: SimCLRv2 has 0.1 for the same network, 1 for a "
+        "smaller one, and finds little difference between.",
+        above=0,
     )
     loss: str = option(
         "nt_xent",

@@ -1,6 +1,7 @@
 """Batch normalisation over groups of a batch, as if each lay on a device of its own."""
 
 import keras
+import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -23,6 +24,8 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         self.groups = groups
 
     def call(self, inputs, training=None, mask=None):
+        if self.groups == 1 and training and self._is_fusible(inputs):
+            return self._fused(inputs)
         if self.groups == 1 or not training:
             return super().call(inputs, training=training, mask=mask)
         n = inputs.shape[0]
@@ -51,6 +54,35 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
             x += keras.ops.cast(self.beta, x.dtype)
         shape = (-1 if n is None else n, *inputs.shape[1:])
         return keras.ops.cast(keras.ops.reshape(x, shape), self.compute_dtype)
+
+    def _is_fusible(self, inputs) -> bool:
+        plain = self.scale and self.center and self.trainable and not self.synchronized
+        return len(inputs.shape) == 4 and plain and self.variable_dtype == "float32"
+
+    def _fused(self, inputs):
+        """Returns what Keras's layer does, by one operation in place of ten.
+
+        Keras's go through memory one by one, in float32 also where the maps have half
+        its width: a tenth of a float32 step, a quarter of a bfloat16 one.
+        """
+        maps, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=keras.ops.cast(inputs, self.compute_dtype),
+            scale=keras.ops.convert_to_tensor(self.gamma),
+            offset=keras.ops.convert_to_tensor(self.beta),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The operation returns the sample variance, Keras keeps the population's.
+        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
+        variance *= tf.maximum(count - 1.0, 1.0) / count
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+        return maps
 
     def get_config(self):
         return {**super().get_config(), "groups": self.groups}

@@ -1,15 +1,9 @@
-"""Pretraining of a run: fit, with everything needed to stop anywhere and go on."""
+"""Pretraining of a run on images without labels."""
 
-import contextlib
 import pathlib
-import signal
 
-import numpy as np
-
-from tfsimclr import __version__, build, callbacks, checkpoints, data, guards, store
+from tfsimclr import build, data, fitting
 from tfsimclr.config import Config
-
-HEALTH_IMAGES = 256
 
 
 def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> None:
@@ -24,86 +18,18 @@ def pretrain(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> No
         FloatingPointError: If the numbers stop being finite.
         KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
     """
-    images = _drawn(dataset.pretrain.images, config.num_pretrain_images)
+    images = fitting.drawn(dataset.pretrain.images, config.num_pretrain_images)
     steps_per_epoch = len(images) // config.batch_size
     model = build.method(config, config.epochs * steps_per_epoch)
-    variables = model.learned_variables
     schedule = build.schedule(config, steps_per_epoch)
-    optimizer = build.optimizer(config, schedule, variables)
-    model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
-    # Of the compiled one: float16's loss scale is a variable of its wrapper, and must
-    # exist before a checkpoint is restored.
-    model.optimizer.build(variables)
-    journal = callbacks.Journal(
+    fitting.fit(
+        config,
+        model,
+        build.optimizer(config, schedule, model.learned_variables),
+        schedule,
+        images,
         workdir,
-        sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),
         batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        schedule=schedule,
-        keep=config.keep_checkpoints,
-        minutes=config.checkpoint_minutes,
-        meta={
-            "config": config.pretraining(),
-            "version": __version__,
-            "images": _identity(images),
-        },
+        seed=config.seed,
+        epochs=config.epochs,
     )
-    done = journal.restore(model)
-    total = config.epochs * steps_per_epoch
-    if done:
-        print(f"Going on at step {done} of {total}.")
-    watch = [
-        guards.StopOnNonFinite(journal.checkpoint_folder, schedule),
-        journal,
-        guards.WarnOnCollapse(),
-    ]
-    with _saving_on_signals(journal, workdir):
-        for first, last in _sittings(done, total, steps_per_epoch):
-            model.fit(
-                store.batches(images, config.batch_size, config.seed, first, last),
-                initial_epoch=first // steps_per_epoch,
-                epochs=-(-last // steps_per_epoch),
-                steps_per_epoch=min(steps_per_epoch, last - first),
-                callbacks=watch,
-                shuffle=False,  # the batches come in their order
-            )
-
-
-def _drawn(images: np.ndarray, count: int) -> np.ndarray:
-    """Returns `count` of the images, always the same ones; 0 is all."""
-    if not count:
-        return images
-    return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])]
-
-
-def _identity(images: np.ndarray, count: int = 512) -> str:
-    """Returns a checksum of how many images there are and of some, evenly spread."""
-    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-    return checkpoints.digest(np.array(images.shape), images[rows])
-
-
-def _sittings(done: int, total: int, steps_per_epoch: int):
-    """Yields (first, last) step: the rest of a half-done epoch, then the others."""
-    whole = -(-done // steps_per_epoch) * steps_per_epoch
-    if done < whole:
-        yield done, whole
-    if whole < total:
-        yield whole, total
-
-
-@contextlib.contextmanager
-def _saving_on_signals(journal: callbacks.Journal, workdir: pathlib.Path):
-    """Lets SIGINT and SIGTERM end the run after the running step, with its state."""
-
-    def handle(number, frame):
-        if journal.interrupted:  # a second Ctrl-C: the owner means now
-            raise KeyboardInterrupt
-        journal.interrupted = True
-        print(f"\n{signal.Signals(number).name}: saving after this step.", flush=True)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -41,19 +41,15 @@ def linear_classifier(
         seed: Of the initial weights and the order.
 
     Raises:
-        ValueError: If features and labels do not fit.
+        ValueError: If features and labels do not fit, or a setting is out of range.
 
     Source: Zhang et al. 2016 and Chen et al. 2020 (arXiv:2002.05709), section 2.3.
     """
-    if len(features) != len(labels) or not len(labels):
+    labels = _checked(features, labels, num_classes, optimizer)
+    if epochs < 1 or batch_size < 1 or not learning_rate > 0:
         raise ValueError(
-            "features and labels must be as many and at least one, got "
-            f"{len(features)} and {len(labels)}."
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels must be in 0 .. {num_classes - 1}, got {labels.min()} .. "
-            f"{labels.max()}. Leave images without a label (-1) out."
+            "epochs and batch_size must be at least 1 and learning_rate above 0, got "
+            f"epochs={epochs}, batch_size={batch_size}, learning_rate={learning_rate}."
         )
     classifier = keras.layers.Dense(
         num_classes,
@@ -103,7 +99,11 @@ def chosen_learning_rate(
 
     A tenth of every class (at least one image, of those with two) is held out; the test
     set has no say. Ties go to the smaller rate.
+
+    Raises:
+        ValueError: As `linear_classifier`.
     """
+    labels = _checked(features, labels, num_classes, optimizer)
     rates = LEARNING_RATES[optimizer]
     held_out = stratified(labels, HELD_OUT, seed)
     kept = ~held_out
@@ -176,15 +176,29 @@ def knn(
 
     Args:
         train: `[m, d]` features.
-        train_labels: `[m]` integers, none below 0.
+        train_labels: `[m]` integers in 0 .. num_classes - 1.
         test: `[n, d]` features.
         num_classes: Classes that may be voted for.
         k: Neighbours, at most m.
         temperature: Of the weights.
         block: Test images at a time; memory is block * m floats.
 
+    Raises:
+        ValueError: If features and labels do not fit, or a setting is out of range.
+
     Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
     """
+    train_labels = _checked(train, train_labels, num_classes)
+    if np.shape(test)[1:] != np.shape(train)[1:] or not len(test):
+        raise ValueError(
+            "test must be [n, d] as train is, and not empty, got "
+            f"{list(np.shape(test))} and {list(np.shape(train))}."
+        )
+    if k < 1 or block < 1 or not temperature > 0:
+        raise ValueError(
+            "k and block must be at least 1 and temperature above 0, got "
+            f"k={k}, block={block}, temperature={temperature}."
+        )
     k = min(k, len(train))
     bank = tf.math.l2_normalize(tf.constant(train, tf.float32), axis=1)
     classes = tf.constant(train_labels, tf.int32)
@@ -210,3 +224,26 @@ def pixels(images, image_size: int) -> np.ndarray:
         for i in range(0, len(images), 1024)
     ]
     return np.concatenate(blocks).reshape(len(images), -1)
+
+
+def _checked(features, labels, num_classes, optimizer="adam") -> np.ndarray:
+    """Returns the labels as an array; raises a ValueError where something is wrong."""
+    if optimizer not in LEARNING_RATES:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {optimizer!r}."
+        )
+    labels = np.asarray(labels)
+    shapes = np.shape(features), labels.shape
+    if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or not len(labels):
+        raise ValueError(
+            "features must be [n, d] and labels [n], of the same n and at least one, "
+            f"got {list(shapes[0])} and {list(shapes[1])}."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}.")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be in 0 .. {num_classes - 1}, got {labels.min()} .. "
+            f"{labels.max()}. Leave images without a label (-1) out."
+        )
+    return labels

@@ -13,8 +13,11 @@ def write(folder: pathlib.Path, features, test, class_names, count=500):
     folder.mkdir(exist_ok=True)
     shown = np.random.default_rng(0).permutation(len(features))[:count]
     np.savetxt(folder / "h.tsv", features[shown], fmt="%.5g", delimiter="\t")
-    names = [str(class_names[i]).replace("\n", " ") for i in test.labels[shown]]
-    (folder / "labels.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
+    names = [" ".join(str(class_names[i]).split()) for i in test.labels[shown]]
+    # The name of a folder need not be text: such bytes become question marks.
+    (folder / "labels.tsv").write_bytes(
+        "\n".join([*names, ""]).encode(errors="replace")
+    )
     side = int(np.ceil(np.sqrt(len(shown))))
     size = 32
     tiles = probes.pixels(test.images[np.sort(shown)], size).reshape(-1, size, size, 3)

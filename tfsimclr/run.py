@@ -8,6 +8,7 @@ Examples:
 
 import dataclasses
 import errno
+import io
 import os
 import pathlib
 import signal
@@ -27,6 +28,8 @@ def main() -> None:
     """Entry point of `tfsimclr` and `python -m tfsimclr.run`."""
     # Pretraining saves first; anywhere else both say how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known code
     configs.define_flags()
     # absl's --help shows the flags of the module that asks for them.
     flags.FLAGS.set_gnu_getopt(True)
@@ -59,8 +62,11 @@ def expanded(argv: list[str], folder: str = "", seen: tuple = ()) -> list[str]:
             path = os.path.realpath(os.path.join(folder, os.path.expanduser(value)))
             if path in seen:
                 raise SystemExit(f"tfsimclr: the flagfile {value} includes itself.")
-            with open(path, encoding="utf-8-sig") as file:
+            # The value of a flag may be a path, which need not be text. All else must.
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
                 lines = [line.strip() for line in file]
+            rest_of_it = "".join(line for line in lines if not line.startswith("-"))
+            rest_of_it.encode(errors="surrogateescape").decode()
         except (OSError, ValueError) as error:  # not text, or not a path
             raise SystemExit(
                 f"tfsimclr: cannot read the flagfile {value}: {error}."
@@ -94,11 +100,14 @@ def _main(argv) -> None:
         if not _is_for_the_user(error):
             raise
         message = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ". Make room; the same command goes on from here."
         sys.exit(f"tfsimclr: {message}")
     except Exception as error:
-        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
+        # TensorFlow's and Python's; a full disk came above.
+        if type(error).__name__ != "ResourceExhaustedError" and (
+            not isinstance(error, MemoryError)
+        ):
             raise
         sys.exit(
             "tfsimclr: the memory is exhausted. Lower --batch_size, --image_size or "
@@ -120,13 +129,25 @@ def run(config: configs.Config) -> None:
     Raises:
         ValueError: If the settings do not fit each other, the data or the run folder.
     """
+    config.check_mode()
     tf = _tensorflow()
-    from tfsimclr import build, evaluate, export, pretrain, runfolder
+    from tfsimclr import (
+        build,
+        distill,
+        evaluate,
+        export,
+        finetune,
+        plan,
+        pretrain,
+        runfolder,
+    )
 
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     dataset = build.dataset(config)
     config = build.resolve(config, dataset)
+    if config.mode == "plan":
+        return plan.plan(config, dataset)
     if not config.workdir:
         made = os.path.abspath(config.default_workdir())
         config = dataclasses.replace(config, workdir=made)
@@ -139,6 +160,10 @@ def run(config: configs.Config) -> None:
             evaluate.evaluate(config, dataset, workdir)
         if config.mode in ("all", "export"):
             export.export(config, workdir)
+        if config.mode == "finetune":
+            export.export_classifier(finetune.finetune(config, dataset, workdir))
+        if config.mode == "distill":
+            export.export_classifier(distill.distill(config, dataset, workdir))
     print(f"Run folder: {workdir}")
 
 

@@ -7,7 +7,7 @@ from tfsimclr import ema as moving_averages
 from tfsimclr import losses, metrics
 from tfsimclr.method import Method
 
-LOSSES = {"nt_xent": losses.nt_xent, "dcl": losses.dcl, "dclw": losses.dclw}
+LOSSES = ("nt_xent", "dcl", "dclw")
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -61,7 +61,7 @@ class SimCLR(Method):
                 "The paper uses 0.5."
             )
         if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {tuple(LOSSES)}, got {loss!r}.")
+            raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}.")
         super().__init__(encoder, head, views, seed=seed, **kwargs)
         self.temperature = temperature
         self.loss_name = loss
@@ -78,7 +78,7 @@ class SimCLR(Method):
         z_a, z_b = _halves(self(both, training=True)[-1])
         keys = _halves(self.average(both, training=True)) if self.average else None
         compared = {"keys": keys, "block_rows": self.block_rows}
-        loss = LOSSES[self.loss_name](z_a, z_b, self.temperature, **compared)
+        loss = getattr(losses, self.loss_name)(z_a, z_b, self.temperature, **compared)
         # Without the positive in the denominator there is one candidate less.
         candidates = 2 * tf.shape(z_a)[0] - (1 if self.loss_name == "nt_xent" else 2)
         return loss, {

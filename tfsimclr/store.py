@@ -152,7 +152,12 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def batches(
-    images: np.ndarray, batch_size: int, seed: int, start_step: int, stop_step: int
+    images: np.ndarray,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    labels: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Returns the training batches start_step, ..., stop_step - 1 of an endless run.
 
@@ -166,9 +171,11 @@ def batches(
         seed: Any integer.
         start_step: Global step of the first batch, from 0.
         stop_step: Global step after the last batch.
+        labels: Int64 `[n]`, or None.
 
     Returns:
-        Data set of uint8 `[batch_size, s, s, 3]`, of known length.
+        Data set of uint8 `[batch_size, s, s, 3]`, of known length; with labels, of
+        pairs of it and int64 `[batch_size]`.
     """
     per_epoch = steps_per_epoch(len(images), batch_size)
     if not 0 <= start_step <= stop_step:
@@ -177,14 +184,20 @@ def batches(
             f"got start_step={start_step} and stop_step={stop_step}."
         )
 
-    def gather(step: np.ndarray) -> np.ndarray:
+    arrays = [images] if labels is None else [images, labels]
+    types = [tf.uint8, tf.int64][: len(arrays)]
+
+    def gather(step: np.ndarray) -> list[np.ndarray]:
         epoch, piece = divmod(int(step), per_epoch)
         order = permutation(len(images), seed, epoch)
-        return images[order[piece * batch_size : (piece + 1) * batch_size]]
+        rows = order[piece * batch_size : (piece + 1) * batch_size]
+        return [array[rows] for array in arrays]
 
-    def load(step: tf.Tensor) -> tf.Tensor:
-        batch = tf.numpy_function(gather, [step], tf.uint8, stateful=False)
-        return tf.ensure_shape(batch, (batch_size, *images.shape[1:]))
+    def load(step: tf.Tensor):
+        batch = tf.numpy_function(gather, [step], types, stateful=False)
+        parts = zip(batch, arrays, strict=True)
+        batch = [tf.ensure_shape(x, (batch_size, *a.shape[1:])) for x, a in parts]
+        return batch[0] if labels is None else tuple(batch)
 
     steps = tf.data.Dataset.range(start_step, stop_step)
     loaded = steps.map(load, num_parallel_calls=2, deterministic=True)

@@ -52,12 +52,21 @@ def save_classifier(workdir: pathlib.Path, network, feature: str, layer) -> None
 
 
 def classifier(workdir: pathlib.Path, network):
-    """Returns the `(feature, kernel, bias)` kept for this very model, or None."""
+    """Returns the `(feature, kernel, bias)` kept for this very model, or None.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     path = workdir / "features" / "classifier.npz"
     if not path.exists():
         return None
-    with np.load(path) as archive:
-        # The features of a later checkpoint are not those the classifier learned.
-        if str(archive["model"]) != checkpoints.fingerprint(network):
-            return None
-        return str(archive["feature"]), archive["kernel"], archive["bias"]
+    try:
+        with np.load(path) as archive:
+            # The features of a later checkpoint are not those the classifier learned.
+            if str(archive["model"]) != checkpoints.fingerprint(network):
+                return None
+            return str(archive["feature"]), archive["kernel"], archive["bias"]
+    except Exception as error:  # a dozen kinds; the format has checksums of its own
+        raise ValueError(
+            f"{path} is damaged. Make it again: --mode=evaluate, or --mode=all."
+        ) from error

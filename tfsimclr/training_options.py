@@ -97,6 +97,13 @@ class TrainingOptions:
     probe_batch_size: int = option(
         256, "Batch size of the linear classifier.", above=0, pretraining=False
     )
+    memory_gb: float = option(
+        0.0,
+        "Memory for which --mode=plan finds the largest batch, in GB (10^9 bytes); 0 "
+        "is all that the GPU, or else the machine, has.",
+        least=0,
+        pretraining=False,
+    )
     keep_checkpoints: int = option(
         2, "How many checkpoints to keep.", above=0, pretraining=False
     )

@@ -1,0 +1,98 @@
+"""The PyTorch side of a benchmark: the same network, loss and update as ours.
+
+<python with torch> scripts/bench_torch.py <settings as JSON>
+
+Written by hand after tfsimclr/resnet.py, heads.py and losses.py; torch alone is needed.
+"""
+
+import json
+import sys
+
+import bench_tools
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    """A basic block: relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))."""
+
+    def __init__(self, channels: int, filters: int, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            *conv_bn(channels, filters, 3, stride),
+            nn.ReLU(inplace=True),
+            *conv_bn(filters, filters, 3, 1),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1 or channels != filters:
+            self.shortcut = nn.Sequential(*conv_bn(channels, filters, 1, stride))
+
+    def forward(self, x):
+        return functional.relu(self.residual(x) + self.shortcut(x), inplace=True)
+
+
+def conv_bn(channels: int, filters: int, kernel: int, stride: int) -> list:
+    padding = kernel // 2
+    conv = nn.Conv2d(channels, filters, kernel, stride, padding, bias=False)
+    return [conv, nn.BatchNorm2d(filters, eps=1e-5, momentum=0.1)]
+
+
+def network(stem: str, width: float, blocks=(2, 2, 2, 2), dim: int = 64) -> nn.Module:
+    """Returns ResNet-18 and a head of two layers: `[n, 3, s, s]` -> z `[n, dim]`."""
+    channels = round(64 * width)
+    kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+    layers = [*conv_bn(3, channels, kernel, stride), nn.ReLU(inplace=True)]
+    if stem != "small":
+        layers.append(nn.MaxPool2d(3, 2, padding=1))
+    for stage, count in enumerate(blocks):
+        filters = round(64 * 2**stage * width)
+        for i in range(count):
+            stride = 2 if stage > 0 and i == 0 else 1
+            layers.append(Block(channels, filters, stride))
+            channels = filters
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [nn.Linear(channels, channels, bias=False), nn.ReLU(inplace=True)]
+    layers += [nn.Linear(channels, dim, bias=False)]
+    return nn.Sequential(*layers)
+
+
+def nt_xent(z, temperature: float = 0.5):
+    """Returns the mean NT-Xent loss of z `[2n, d]`, both views one after the other."""
+    z = functional.normalize(z.float(), dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    n = len(z) // 2
+    labels = torch.arange(2 * n).roll(n)
+    return functional.cross_entropy(logits, labels)
+
+
+def prepare(settings: dict):
+    torch.manual_seed(0)
+    size, count = settings["size"], 2 * settings["batch"]
+    model = network(settings["stem"], settings["width"]).train()
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.rand(count, 3, size, size).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+    half = settings["precision"] != "float32"
+
+    def work():
+        for _ in range(settings["steps"]):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                z = model(images)
+            loss = nt_xent(z)
+            loss.backward()
+            optimizer.step()
+        return {"loss": float(loss)}
+
+    about = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return work, about
+
+
+if __name__ == "__main__":
+    bench_tools.serve(lambda: prepare(json.loads(sys.argv[1])))

@@ -1,0 +1,130 @@
+"""A trial of a few steps: what a run takes of time and memory."""
+
+import gc
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr import build, callbacks, store
+from tfsimclr.config import Config
+
+WARM_STEPS = 2
+STEPS = 10
+HEALTH_IMAGES = 256  # as many as a run's journal looks at
+
+
+def run(config: Config, images) -> dict:
+    """Returns what a few steps of a fresh model take.
+
+    They are those of a real run, with its journal, which writes to a folder that is
+    deleted.
+
+    Args:
+        config: Resolved.
+        images: uint8 `[n, s, s, 3]`, at least a batch.
+
+    Returns:
+        `batch_size`; `base_bytes` in use before the first step and `peak_bytes` after
+        the last; `first_step_seconds` with the compilation, `step_seconds`, and
+        `epoch_end_seconds` of records and a checkpoint.
+    """
+    keras.backend.clear_session()
+    gc.collect()
+    steps = WARM_STEPS + STEPS
+    model = build.method(config, steps)
+    schedule = build.schedule(config, steps)
+    optimizer = build.optimizer(config, schedule, model.learned_variables)
+    model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
+    model.optimizer.build(model.learned_variables)
+    base = reset_peak()
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        journal = callbacks.Journal(
+            pathlib.Path(folder),
+            sample=np.asarray(images[:HEALTH_IMAGES]),
+            batch_size=config.batch_size,
+            steps_per_epoch=steps,
+            schedule=schedule,
+            keep=1,
+            minutes=config.checkpoint_minutes,
+            meta={"images": ""},
+        )
+        for first, last in ((0, WARM_STEPS), (WARM_STEPS, steps)):
+            model.fit(
+                store.batches(images, config.batch_size, config.seed, first, last),
+                steps_per_epoch=last - first,
+                callbacks=[clock, journal],
+                shuffle=False,
+                verbose=0,
+            )
+            clock.marks.append(time.monotonic())
+    # begin, the warm steps, the end of their epoch; then the same of the trial
+    warm, timed = clock.marks[: WARM_STEPS + 2], clock.marks[WARM_STEPS + 2 :]
+    return {
+        "batch_size": config.batch_size,
+        "base_bytes": base,
+        "peak_bytes": callbacks.peak_memory(),
+        "first_step_seconds": warm[1] - warm[0],
+        # The first step after a pause waits for its batch.
+        "step_seconds": (timed[-2] - timed[1]) / (STEPS - 1),
+        "epoch_end_seconds": timed[-1] - timed[-2],
+    }
+
+
+class _Clock(keras.callbacks.Callback):
+    """Notes when the epoch begins and when each step ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.marks: list[float] = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.marks.append(time.monotonic())
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.marks.append(time.monotonic())
+
+
+def device_memory() -> int | None:
+    """Returns the bytes of the GPU's memory, else the machine's; None if unknown."""
+    if has_gpu():
+        command = "nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits"
+        try:
+            done = subprocess.run(
+                command.split(), capture_output=True, text=True, timeout=30, check=True
+            )
+            return int(done.stdout.split()[0]) * 2**20
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        path = pathlib.Path("/sys/fs/cgroup") / name
+        if path.exists() and path.read_text().strip().isdecimal():
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def reset_peak() -> int:
+    """Lets the peak of memory begin anew, where that is possible; returns what is used.
+
+    Where it is not (macOS), peaks only grow: try the smaller thing first.
+    """
+    if has_gpu():
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        return int(tf.config.experimental.get_memory_info("GPU:0")["current"])
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return callbacks.peak_memory()
+
+
+def has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
