@@ -223,6 +223,25 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path, capsys, damage):
     assert output.out == ""
 
 
+def test_one_on_a_bad_place_of_the_disk_is_passed_over(tmp_path, capsys, monkeypatch):
+    save(tmp_path, 1)
+    newer = save(tmp_path, 2)
+    original = type(newer).read_bytes
+
+    def read_bytes(path):
+        if path == newer:
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path)
+
+    monkeypatch.setattr(type(newer), "read_bytes", read_bytes)
+    number = errno.EIO
+    assert_latest(tmp_path, 1)
+    assert str(newer) in capsys.readouterr().err
+    number = errno.EACCES  # whole, and soon readable again
+    with pytest.raises(PermissionError):
+        checkpoints.latest(tmp_path)
+
+
 def test_an_undamaged_one_is_not_mentioned(tmp_path, capsys):
     save(tmp_path, 1)
     flip(save(tmp_path, 2), 0.5)

@@ -68,6 +68,8 @@ class Journal(keras.callbacks.Callback):
         """Sets the model to its newest checkpoint; returns the steps done."""
         found = checkpoints.latest(self.checkpoint_folder)
         if found is None:
+            if any(self.checkpoint_folder.glob("step-*.npz")):
+                print("Training starts from the beginning.", file=sys.stderr)
             return 0
         arrays, meta = found
         if meta["images"] != self.meta["images"]:

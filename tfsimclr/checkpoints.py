@@ -117,15 +117,17 @@ def latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
     """
     files = _files(folder)
     for path in files:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            content = b""  # lies on a bad place of the disk
         if digest(content)[:16] != _NAME.match(path.name)[2]:
+            rest = "none is left" if path == files[-1] else "trying the one before"
             print(
                 f"Checkpoint {path} is damaged (its checksum differs) and passed over; "
-                + (
-                    "none is left, so training starts from the beginning."
-                    if path == files[-1]
-                    else "trying the one before."
-                ),
+                f"{rest}.",
                 file=sys.stderr,
             )
             continue
