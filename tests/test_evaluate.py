@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_features_recomputed_by_hand(finished):
     layer = probes.linear_classifier(
         of_train["h"], train.labels, 10, epochs=5, learning_rate=3e-3
     )
-    logits = of_test["h"] @ np.array(layer.kernel) + np.array(layer.bias)
+    logits = of_test["h"] @ layer.kernel.numpy() + layer.bias.numpy()
     top1 = np.mean(logits.argmax(axis=1) == test.labels)  # all 40, none dropped
     assert result["features"]["h"]["top1"] == pytest.approx(top1, abs=1e-9)
 

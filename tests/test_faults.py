@@ -171,6 +171,50 @@ def test_killed_anywhere_while_the_store_is_built(tmp_path, photos, before):
     assert moment >= 20
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Returns a folder that is a disk of 16 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("only root may make a disk")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(folder):
+    """Takes all room that the disk of a folder has left; returns the file."""
+    path = folder / "balloon"
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return path
+
+
+def test_a_full_disk_leaves_no_store(small_disk, photos, monkeypatch):
+    cache = small_disk / "cache"
+
+    def load():
+        return data.load(
+            "folder", data_dir=str(photos), cache_dir=str(cache), verbose=False
+        )
+
+    balloon = fill(small_disk)
+    with pytest.raises(ValueError, match="Make room"):  # seen beforehand
+        load()
+    room = shutil.disk_usage(small_disk)._replace(free=10**9)
+    with monkeypatch.context() as patch:  # or filled by somebody else meanwhile
+        patch.setattr(shutil, "disk_usage", lambda _: room)
+        with pytest.raises(ValueError, match="No space left on device.*--cache_dir"):
+            load()
+    assert list(cache.iterdir()) == []
+    balloon.unlink()
+    assert len(load().train.images) == 6
+
+
 def test_killed_anywhere_while_the_classifier_is_kept(tmp_path):
     weights = [np.ones((3, 2)), np.zeros(2)]
     layer = types.SimpleNamespace(get_weights=lambda: weights)
@@ -407,29 +451,6 @@ def test_a_full_disk_is_named_and_later_the_run_goes_on(broken, monkeypatch):
     assert not list(copy.glob("**/.partial-*"))
     go_on(run_, copy)
     assert_same(copy, whole)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Returns a folder that is a disk of 16 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("only root may make a disk")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def fill(folder):
-    """Takes all room that the disk of a folder has left; returns the file."""
-    path = folder / "balloon"
-    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    return path
 
 
 # Where the disk fills up, and what the message names.

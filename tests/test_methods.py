@@ -45,7 +45,8 @@ def test_float16_trains(tiny, name):
     assert float(numbers["skipped_steps"]) < 5  # of 5
 
 
-@by_method
+# The others keep nothing that SimCLR does not (test_pretrain).
+@pytest.mark.parametrize("name", ["momentum_simclr", "moco", "moco_v3", "byol"])
 def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     tf.config.experimental.enable_op_determinism()
     settings = {"deterministic": True, **METHODS[name]}
