@@ -100,7 +100,7 @@ def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
             "epoch_end_seconds": 0.5,
         }
 
-    monkeypatch.setattr(trial, "run", answer)
+    monkeypatch.setattr(trial, "apart", answer)
     return tried
 
 
@@ -197,8 +197,8 @@ def test_a_plan_says_everything_and_leaves_nothing(
     method, tiny, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trial, "STEPS", 3)
-    real, found = trial.run, []
+    monkeypatch.setattr(trial, "STEPS", 2)
+    real, found = trial.apart, []
 
     def once(config, images):
         """Tries the small batch in earnest, of which the whole one is a multiple."""
@@ -208,7 +208,7 @@ def test_a_plan_says_everything_and_leaves_nothing(
         peak = found[0]["peak_bytes"] + 1e6 * grown
         return {**found[0], "batch_size": config.batch_size, "peak_bytes": peak}
 
-    monkeypatch.setattr(trial, "run", once)
+    monkeypatch.setattr(trial, "apart", once)
     config, _, folder = tiny(method=method, optimizer="lars", memory_gb=20)
     before = sorted(tmp_path.iterdir())
     asked = dataclasses.replace(config, mode="plan")
@@ -227,6 +227,40 @@ def test_a_trial_is_of_real_steps(tiny):
     # With the compilation it is the slowest by far.
     assert 0 < found["step_seconds"] < found["first_step_seconds"]
     assert found["epoch_end_seconds"] > 0
+
+
+def test_a_trial_that_is_killed_has_not_enough_memory(tiny, monkeypatch):
+    config, dataset, _ = tiny()
+    images = dataset.pretrain.images
+
+    def ended(code, words):
+        done = types.SimpleNamespace(returncode=code, stderr=words, stdout=b"")
+        monkeypatch.setattr(trial.subprocess, "run", lambda *a, **k: done)
+        return trial.apart(config, images)
+
+    with pytest.raises(MemoryError, match="batch 16"):
+        ended(-9, b"")
+    with pytest.raises(MemoryError, match="batch 16"):
+        ended(1, b"Traceback\ntensorflow...ResourceExhaustedError: OOM")
+    with pytest.raises(RuntimeError, match="of 16 images failed.*no such thing"):
+        ended(1, b"no such thing")
+
+
+def test_a_batch_that_turns_out_too_large_is_said_to_be(tiny, monkeypatch):
+    tried = fake_trial(monkeypatch)
+    real = trial.apart
+
+    def answer(config, images):
+        found = real(config, images)
+        if config.batch_size == 16:
+            raise MemoryError("batch 16")
+        return found
+
+    monkeypatch.setattr(trial, "apart", answer)
+    config, dataset, _ = tiny(memory_gb=10)
+    found = plan.measure(config, dataset)
+    assert tried == [2, 16] and not found["fits"]
+    assert found["tried_batch_size"] == 2
 
 
 def test_the_memory_of_this_machine_is_found():

@@ -32,14 +32,16 @@ def measure(config: Config, dataset: data.DataSet) -> dict:
     # Pages of mapped images count as ours, although the system may drop them.
     mapped = 0 if trial.has_gpu() else count * int(np.prod(images.shape[1:]))
     available = int(config.memory_gb * 1e9) or trial.device_memory()
-    # The smaller one first: what TensorFlow takes once, it keeps.
     trials = [_tried(config, images, SMALLER[0])]
     fits = available is None or bound(config, trials[0]) <= available
     if not fits:  # by a bound; by a line it may
         trials.append(_tried(config, images, SMALLER[1]))
         fits = line(config, trials)(config.batch_size) <= available
     if fits and trials[-1]["batch_size"] < config.batch_size:
-        trials.append(trial.run(config, images))
+        try:
+            trials.append(trial.apart(config, images))
+        except MemoryError:
+            fits = False
     tried, peak_of = trials[-1], line(config, trials)
     peak = peak_of(config.batch_size)
     per_image = tried["step_seconds"] / tried["batch_size"]
@@ -52,7 +54,7 @@ def measure(config: Config, dataset: data.DataSet) -> dict:
         "peak_memory_bytes": peak + mapped,
         "mapped_bytes": mapped,
         "memory_bytes": available,
-        "fits": available is None or peak <= available,
+        "fits": fits and (available is None or peak <= available),
         "tried_batch_size": tried["batch_size"],
         "images_per_second": 1 / per_image,
         "seconds": tried["first_step_seconds"] + config.epochs * of_epoch,
@@ -99,7 +101,7 @@ def with_batch(config: Config, batch_size: int) -> Config:
 
 def _tried(config: Config, images, part: int) -> dict:
     small = max(2, config.batch_size // part)
-    return trial.run(with_batch(config, small), images)
+    return trial.apart(with_batch(config, small), images)
 
 
 def bound(config: Config, small: dict) -> float:

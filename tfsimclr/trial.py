@@ -1,9 +1,12 @@
 """A trial of a few steps: what a run takes of time and memory."""
 
 import gc
+import json
 import os
 import pathlib
+import pickle
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -19,7 +22,49 @@ STEPS = 10
 HEALTH_IMAGES = 256  # as many as a run's journal looks at
 
 
-def run(config: Config, images) -> dict:
+def apart(config: Config, images) -> dict:
+    """Returns what `run` does, of a process of its own unless there is a GPU.
+
+    A new process has what a run will have, and nothing that an earlier trial left
+    behind. A GPU's memory is counted exactly, and one process holds all of it.
+
+    Raises:
+        MemoryError: If the memory does not suffice.
+        RuntimeError: If the trial fails otherwise.
+    """
+    if has_gpu():
+        try:
+            return run(config, images)
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(f"batch {config.batch_size}") from error
+    count = max(HEALTH_IMAGES, (WARM_STEPS + STEPS) * config.batch_size)
+    given = pickle.dumps((config, np.array(images[:count]), STEPS))
+    package = str(pathlib.Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", "from tfsimclr import trial; trial.answer()"],
+        input=given,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        # The system ends by SIGKILL who takes what it does not have.
+        if done.returncode == -9 or "ResourceExhausted" in str(words):
+            raise MemoryError(f"batch {config.batch_size}")
+        raise RuntimeError(f"The trial of {config.batch_size} images failed: {words}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def answer() -> None:
+    """The other side of `apart`."""
+    config, images, steps = pickle.load(sys.stdin.buffer)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    print(json.dumps(run(config, images, steps)))
+
+
+def run(config: Config, images, timed_steps: int = STEPS) -> dict:
     """Returns what a few steps of a fresh model take.
 
     They are those of a real run, with its journal, which writes to a folder that is
@@ -28,15 +73,16 @@ def run(config: Config, images) -> dict:
     Args:
         config: Resolved.
         images: uint8 `[n, s, s, 3]`, at least a batch.
+        timed_steps: Steps that are timed, at least 2; those before are not.
 
     Returns:
-        `batch_size`; `base_bytes` in use before the first step and `peak_bytes` after
-        the last; `first_step_seconds` with the compilation, `step_seconds`, and
+        `batch_size`; `base_bytes` in use before the first step, `step_peak_bytes` at
+        most in the first steps, `peak_bytes` at most in all; `first_step_seconds` with the compilation, `step_seconds`, and
         `epoch_end_seconds` of records and a checkpoint.
     """
     keras.backend.clear_session()
     gc.collect()
-    steps = WARM_STEPS + STEPS
+    steps = WARM_STEPS + timed_steps
     model = build.method(config, steps)
     schedule = build.schedule(config, steps)
     optimizer = build.optimizer(config, schedule, model.learned_variables)
@@ -69,10 +115,11 @@ def run(config: Config, images) -> dict:
     return {
         "batch_size": config.batch_size,
         "base_bytes": base,
+        "step_peak_bytes": clock.peak,
         "peak_bytes": callbacks.peak_memory(),
         "first_step_seconds": warm[1] - warm[0],
         # The first step after a pause waits for its batch.
-        "step_seconds": (timed[-2] - timed[1]) / (STEPS - 1),
+        "step_seconds": (timed[-2] - timed[1]) / (timed_steps - 1),
         "epoch_end_seconds": timed[-1] - timed[-2],
     }
 
@@ -83,12 +130,15 @@ class _Clock(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.marks: list[float] = []
+        self.peak = 0  # before the first end of an epoch, which may take more
 
     def on_epoch_begin(self, epoch, logs=None):
         self.marks.append(time.monotonic())
 
     def on_train_batch_end(self, batch, logs=None):
         self.marks.append(time.monotonic())
+        if len(self.marks) == 1 + WARM_STEPS:
+            self.peak = callbacks.peak_memory()
 
 
 def device_memory() -> int | None:
