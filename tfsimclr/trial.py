@@ -77,8 +77,9 @@ def run(config: Config, images, timed_steps: int = STEPS) -> dict:
 
     Returns:
         `batch_size`; `base_bytes` in use before the first step, `step_peak_bytes` at
-        most in the first steps, `peak_bytes` at most in all; `first_step_seconds` with the compilation, `step_seconds`, and
-        `epoch_end_seconds` of records and a checkpoint.
+        most in the first steps, `peak_bytes` at most in all; `first_step_seconds` with
+        the compilation, `step_seconds`, and `epoch_end_seconds` of records and a
+        checkpoint.
     """
     keras.backend.clear_session()
     gc.collect()
