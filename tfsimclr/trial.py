@@ -73,11 +73,11 @@ def run(config: Config, images, timed_steps: int = STEPS) -> dict:
     Args:
         config: Resolved.
         images: uint8 `[n, s, s, 3]`, at least a batch.
-        timed_steps: Steps that are timed, at least 2; those before are not.
+        timed_steps: Steps that are timed; two before them are not.
 
     Returns:
         `batch_size`; `base_bytes` in use before the first step, `step_peak_bytes` at
-        most in the first steps, `peak_bytes` at most in all; `first_step_seconds` with
+        most in the steps, `peak_bytes` at most in all; `first_step_seconds` with
         the compilation, `step_seconds`, and `epoch_end_seconds` of records and a
         checkpoint.
     """
@@ -91,37 +91,39 @@ def run(config: Config, images, timed_steps: int = STEPS) -> dict:
     model.optimizer.build(model.learned_variables)
     base = reset_peak()
     clock = _Clock()
+    batches = store.batches(images, config.batch_size, config.seed, 0, steps + 2)
+    model.fit(batches.take(steps), callbacks=[clock], shuffle=False, verbose=0)
+    step_peak = callbacks.peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         journal = callbacks.Journal(
             pathlib.Path(folder),
             sample=np.asarray(images[:HEALTH_IMAGES]),
             batch_size=config.batch_size,
-            steps_per_epoch=steps,
+            steps_per_epoch=1,
             schedule=schedule,
             keep=1,
             minutes=config.checkpoint_minutes,
             meta={"images": ""},
         )
-        for first, last in ((0, WARM_STEPS), (WARM_STEPS, steps)):
-            model.fit(
-                store.batches(images, config.batch_size, config.seed, first, last),
-                steps_per_epoch=last - first,
-                callbacks=[clock, journal],
-                shuffle=False,
-                verbose=0,
-            )
-            clock.marks.append(time.monotonic())
-    # begin, the warm steps, the end of their epoch; then the same of the trial
-    warm, timed = clock.marks[: WARM_STEPS + 2], clock.marks[WARM_STEPS + 2 :]
+        # Two ends of an epoch: the first one waits for much that is made once.
+        model.fit(
+            batches.skip(steps),
+            epochs=2,
+            steps_per_epoch=1,
+            callbacks=[clock, journal],
+            shuffle=False,
+            verbose=0,
+        )
+        end = time.monotonic()
+    begin, *ends = clock.marks[: 1 + steps]
     return {
         "batch_size": config.batch_size,
         "base_bytes": base,
-        "step_peak_bytes": clock.peak,
+        "step_peak_bytes": step_peak,
         "peak_bytes": callbacks.peak_memory(),
-        "first_step_seconds": warm[1] - warm[0],
-        # The first step after a pause waits for its batch.
-        "step_seconds": (timed[-2] - timed[1]) / (timed_steps - 1),
-        "epoch_end_seconds": timed[-1] - timed[-2],
+        "first_step_seconds": ends[0] - begin,
+        "step_seconds": (ends[-1] - ends[WARM_STEPS - 1]) / timed_steps,
+        "epoch_end_seconds": end - clock.marks[-1],
     }
 
 
@@ -131,15 +133,12 @@ class _Clock(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.marks: list[float] = []
-        self.peak = 0  # before the first end of an epoch, which may take more
 
     def on_epoch_begin(self, epoch, logs=None):
         self.marks.append(time.monotonic())
 
     def on_train_batch_end(self, batch, logs=None):
         self.marks.append(time.monotonic())
-        if len(self.marks) == 1 + WARM_STEPS:
-            self.peak = callbacks.peak_memory()
 
 
 def device_memory() -> int | None:
