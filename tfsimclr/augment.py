@@ -94,8 +94,8 @@ class Views:
             `[n, image_size, image_size, 3]`, float32 in 0-1.
         """
         images = _checked(images)
-        # Up to two blocks the windows are hardly smaller than the image.
-        windows = self.image_size > 2 * resample.BLOCK
+        # Up to three blocks, gathering the windows costs what the products save.
+        windows = self.image_size > 3 * resample.BLOCK
         rows, columns = self.geometry(images, seed, windows)
         resampled = resample_images(images, rows, columns)
         return paint(resampled, self.colors(resampled, seed))
@@ -106,7 +106,7 @@ class Views:
         Args:
             images: As in a call.
             seed: As in a call.
-            windows: Whether the second is to be a `resample.Windows`.
+            windows: Whether both are to be `resample.Windows`.
         """
         n, height, width, _ = tf.unstack(tf.shape(images))
         size = self.image_size
@@ -123,9 +123,9 @@ class Views:
         if self.blur:
             sigma = resample.random_sigmas(uniform(seed, BLUR, [n, 2]), self.blur)
             taps = resample.blur_taps(sigma, resample.blur_radius(size))
-        rows = resample.resize_matrix(top, bottom, size, height, taps=taps)
-        of_columns = resample.resize_windows if windows else resample.resize_matrix
-        return rows, of_columns(left, right, size, width, taps=taps)
+        make = resample.resize_windows if windows else resample.resize_matrix
+        rows = make(top, bottom, size, height, taps=taps)
+        return rows, make(left, right, size, width, taps=taps)
 
     def colors(self, resampled, seed):
         """Returns maps `[n, 3, 4]` for images `[n, s, s, 3]` in 0-255, or None."""
@@ -153,8 +153,8 @@ def resample_images(images, rows, columns) -> tf.Tensor:
 
     Args:
         images: `[n, H, W, 3]`, uint8 or float.
-        rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all.
-        columns: `[n, t, W]`, likewise, or `resample.Windows`.
+        rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all, or `resample.Windows`.
+        columns: `[n, t, W]`, likewise.
     """
     _, height, width, _ = tf.unstack(tf.shape(images))
     # With the columns first and the rows last, colours come out innermost again. Bytes
@@ -162,10 +162,10 @@ def resample_images(images, rows, columns) -> tf.Tensor:
     images = tf.reshape(images, [-1, height, width * 3])
     images = tf.reshape(tf.transpose(images, [0, 2, 1]), [-1, width, 3 * height])
     images = resample.multiply(columns, images)
-    images = tf.reshape(images, [-1, images.shape[1] * 3, height])  # [n, 3t, H]
-    images = tf.matmul(rows, images, transpose_b=True)
-    size, wide = images.shape[1:]
-    return tf.reshape(images, [-1, size, wide // 3, 3])
+    wide = images.shape[1]
+    images = tf.reshape(images, [-1, wide * 3, height])  # [n, 3t, H]
+    images = resample.multiply(rows, images, transpose=True)
+    return tf.reshape(images, [-1, images.shape[1], wide, 3])
 
 
 def paint(images, maps=None) -> tf.Tensor:
