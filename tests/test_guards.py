@@ -22,7 +22,7 @@ from tfsimclr import (
     runfolder,
 )
 
-HEALTHY = {"feature_std": 0.4, "effective_rank": 20.0}
+HEALTHY = {"feature_std": 0.4, "effective_rank": 20.0, "z_std": 0.5}
 
 
 @pytest.fixture
@@ -177,6 +177,8 @@ def test_without_a_loss_scale_the_first_skip_stops(precision):
         {"effective_rank": 1.4},
         {"feature_std": math.nan},
         {"effective_rank": math.nan},
+        {"z_std": 0.04},
+        {"z_std": math.nan},
     ],
 )
 def test_a_collapse_is_told_once_on_stderr(capsys, sick):
@@ -185,7 +187,9 @@ def test_a_collapse_is_told_once_on_stderr(capsys, sick):
     assert capsys.readouterr() == ("", "")
     guard.on_epoch_end(1, {**HEALTHY, **sick})
     output = capsys.readouterr()
-    assert output.out == "" and "collapsed after epoch 2" in output.err
+    layer = "z" if "z_std" in sick else "h"
+    assert output.out == ""
+    assert f"the features {layer} have collapsed after epoch 2" in output.err
     assert "--learning_rate" in output.err
     guard.on_epoch_end(2, {**HEALTHY, **sick})
     assert capsys.readouterr() == ("", "")
@@ -199,7 +203,7 @@ def test_the_alarm_rings_in_a_run_whose_features_are_all_alike(tiny, capsys):
     dataset = dataclasses.replace(dataset, unlabeled=split)
     pretrain.pretrain(config, dataset, folder)
     error = capsys.readouterr().err
-    assert error.count("the features have collapsed") == 1
+    assert error.count("the features h have collapsed") == 1
     _, meta = checkpoints.latest(folder / "checkpoints")
     assert len(meta["rows"]) == config.epochs  # warned, not stopped
     assert set(HEALTHY) <= set(callbacks.COLUMNS)

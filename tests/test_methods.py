@@ -106,7 +106,7 @@ def test_defaults_of_the_methods(tiny):
     assert config.queue_size == 32  # half of the 80 images, in whole batches
     assert (config.bn_groups, config.pred_layers) == (4, 0)
     config, _, _ = tiny(method="moco", queue_size=0)
-    assert config.pred_layers == 2
+    assert (config.bn_groups, config.pred_layers) == (1, 2)
     config, _, _ = tiny(method="byol")
     assert (config.ema, config.ema_schedule) == (0.996, "cosine")
     assert (config.pred_layers, config.proj_batch_norm) == (2, "hidden")

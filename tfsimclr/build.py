@@ -116,10 +116,13 @@ def with_method_defaults(config: Config, num_images: int) -> Config:
     batch = config.batch_size
     # A queue that holds most images holds the query's own, which would repel it.
     queue = min(65536, num_images // 2) // batch * batch
-    found = {"queue_size": queue or batch, "bn_groups": norms.fewest_groups(batch)}
-    found = {name: value for name, value in found.items() if name in takes}
     config = config.replace_none(**{"proj_batch_norm": "false", **made.defaults})
-    config = config.replace_none(**found)
+    if "queue_size" in takes:
+        config = config.replace_none(queue_size=queue or batch)
+    if "bn_groups" in takes:
+        # Where all keys are of the query's batch, its statistics tell none apart.
+        groups = norms.fewest_groups(batch) if config.queue_size else 1
+        config = config.replace_none(bn_groups=groups)
     if config.pred_layers is None and "predictor" in takes:
         layers = 0 if config.queue_size else 2
         config = dataclasses.replace(config, pred_layers=layers)

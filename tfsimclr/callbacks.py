@@ -17,7 +17,7 @@ from tfsimclr import augment, checkpoints, guards, metrics
 COLUMNS = (
     "epoch step loss loss_above_chance contrastive_top1 learning_rate gradient_norm "
     "loss_scale skipped_steps alignment uniformity feature_std effective_rank "
-    "images_per_second"
+    "z_std z_effective_rank images_per_second"
 ).split()
 SAVED = "Stopped and saved."
 
@@ -173,6 +173,8 @@ class Journal(keras.callbacks.Callback):
             "uniformity": metrics.uniformity(z_a),
             "feature_std": metrics.feature_std(layers_a[0]),
             "effective_rank": metrics.effective_rank(layers_a[0]),
+            "z_std": metrics.feature_std(z_a),
+            "z_effective_rank": metrics.effective_rank(z_a),
         }
         return {name: float(value) for name, value in values.items()}
 

@@ -73,7 +73,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
 class WarnOnCollapse(keras.callbacks.Callback):
     """Warns once if the features of all images have become (nearly) the same.
 
-    Reads `feature_std` and `effective_rank` from the logs of an epoch.
+    Reads `feature_std` and `effective_rank` of h and `z_std` from the logs of an epoch.
+    A loss without negatives collapses z first: h may look well long after. The rank of
+    z is no sign, since a narrow z has few directions anyway.
     """
 
     def __init__(self):
@@ -81,14 +83,24 @@ class WarnOnCollapse(keras.callbacks.Callback):
         self.warned = False
 
     def on_epoch_end(self, epoch, logs=None):
-        spread, rank = logs["feature_std"], logs["effective_rank"]
-        if self.warned or (spread > LEAST_FEATURE_STD and rank > LEAST_EFFECTIVE_RANK):
+        if self.warned:
+            return
+        spread, rank, of_z = (
+            logs[name] for name in ("feature_std", "effective_rank", "z_std")
+        )
+        # Not "<": what is not a number is no health either.
+        if not (spread > LEAST_FEATURE_STD and rank > LEAST_EFFECTIVE_RANK):
+            sick, cause = "h", f"standard deviation {spread:.3g}, rank {rank:.3g}"
+        elif not of_z > LEAST_FEATURE_STD:
+            sick, cause = "z", f"standard deviation {of_z:.3g}"
+        else:
             return
         self.warned = True
         print(
-            f"\nWarning: the features have collapsed after epoch {epoch + 1} (standard "
-            f"deviation {spread:.3g} of 1, effective rank {rank:.3g}): all images look "
-            "alike to the encoder. Try a lower --learning_rate or --temperature.",
+            f"\nWarning: the features {sick} have collapsed after epoch {epoch + 1} "
+            f"({cause}; 1 is usual for the first): all images look alike to the "
+            "network. Try a lower --learning_rate, another --temperature or, for byol, "
+            "a predictor (--pred_layers=2) and an --ema nearer to 1.",
             file=sys.stderr,
         )
 

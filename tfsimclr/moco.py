@@ -32,7 +32,8 @@ class MoCo(Method):
         queue_size: Keys to keep, a multiple of n, and clearly fewer than there are
             images, or older keys of a query's own image repel it. 0: no queue.
         bn_groups: Groups of a batch, a divisor of n with a square of at least n.
-            1 normalises the batch as a whole, and leaks.
+            1 normalises the batch as a whole: with a queue it leaks, without one all
+            keys are of the query's batch, and it is what v3 does.
         predictor: None, or a head that follows z in the queries alone.
         seed: Of the views and of the queue, which starts with random rows.
         **kwargs: Of `keras.Model`.

@@ -130,7 +130,7 @@ class NetworkOptions:
         None,
         "Groups into which moco splits the batch for batch norm, so that statistics "
         "do not give the key away. Default: the fewest of which two share one image "
-        "at most. 1 is a plain batch norm.",
+        "at most; without a queue 1, which is a plain batch norm.",
         least=1,
     )
     pred_layers: int | None = option(
