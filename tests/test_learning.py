@@ -34,9 +34,11 @@ METHODS = {
     "moco": (moco.MoCo, {"ema": 0.99, "queue_size": 256, "bn_groups": 8}, 0.05),
     "moco_v3": (moco.MoCo, {"ema": 0.99, "queue_size": 0, "bn_groups": 1}, 0.2),
     "byol": (byol.BYOL, {"ema": 0.99}, 0.2),
+    # The experiment with which BYOL begins: the target is untrained, and stays so.
+    "fixed_target": (byol.BYOL, {"ema": 1.0}, 0.2),
 }
 # Batch norm of the head, for those with a predictor.
-NORMS = {"moco_v3": True, "byol": "hidden"}
+NORMS = {"moco_v3": True, "byol": "hidden", "fixed_target": "hidden"}
 
 
 @pytest.fixture(scope="module")
