@@ -23,12 +23,21 @@ NOT_SHOWN = ("workdir", "seed")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=pathlib.Path, help="The --out of a study.")
-    folder = parser.parse_args(arguments).study.expanduser()
+    parser.add_argument(
+        "--reference", help="Row to compare with (Baseline 128, or else the first)."
+    )
+    options = parser.parse_args(arguments)
+    folder = options.study.expanduser()
     if not (folder / "study.json").exists():
         sys.exit(
             f"tables: {folder} has no study.json. Make it: scripts/study.py --out="
         )
-    study = Results(folder)
+    study = Results(folder, options.reference)
+    if options.reference and options.reference not in study.rows:
+        rows = ", ".join(study.rows)
+        sys.exit(
+            f"tables: --reference={options.reference} is no row. There are {rows}."
+        )
     tables = [*paper_tables(study), *extra_tables(study), features_table(study)]
     out = folder / "tables"
     out.mkdir(exist_ok=True)
@@ -57,17 +66,17 @@ class Results:
         runs: {run: study_plan.Run}.
         found: {run: content of result.json}, of the finished runs only.
         of_paper: Whether any row is one of the paper's.
-        reference: The row that the others are compared with: the paper's Baseline 128,
-            or else the study's first.
+        reference: Row to compare with: that asked for, Baseline 128, or the first.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, reference: str | None = None):
         study = study_runs.Study(folder)
         self.state, self.runs = study.state, study.runs
         self.rows = study.state["rows"]
         self.found = {n: x for n, run in self.runs.items() if (x := run.result())}
         self.of_paper = any(row in PAPER for row in self.rows)
-        self.reference = REFERENCE if self.of_paper else next(iter(self.rows))
+        default = REFERENCE if self.of_paper else next(iter(self.rows))
+        self.reference = reference or default
 
     def label(self, row: str) -> str:
         return PAPER[row][0] if row in PAPER else row.replace("_", " ")

@@ -286,6 +286,11 @@ def test_a_study_without_rows_of_the_paper_has_its_own_reference(study, capsys):
     rows = numbers["table_methods"].set_index("row")
     assert rows.loc["byol", "difference"] == pytest.approx(10)
     assert line(text, "Not in the paper: methods", "simclr")[-4] == "reference"
+    tables.main([str(study.out), "--reference=byol"])
+    text = capsys.readouterr().out
+    assert line(text, "Not in the paper: methods", "byol")[-4] == "reference"
+    with pytest.raises(SystemExit, match="--reference=moco is no row: simclr, byol"):
+        tables.main([str(study.out), "--reference=moco"])
 
 
 def test_latex_is_escaped_and_balanced(study, capsys):
