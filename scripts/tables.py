@@ -34,10 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     study = Results(folder, options.reference)
     if options.reference and options.reference not in study.rows:
-        rows = ", ".join(study.rows)
-        sys.exit(
-            f"tables: --reference={options.reference} is no row. There are {rows}."
-        )
+        there = ", ".join(study.rows)
+        sys.exit(f"tables: --reference={options.reference} is no row: {there}.")
     tables = [*paper_tables(study), *extra_tables(study), features_table(study)]
     out = folder / "tables"
     out.mkdir(exist_ok=True)
