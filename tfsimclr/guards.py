@@ -90,17 +90,16 @@ class WarnOnCollapse(keras.callbacks.Callback):
         )
         # Not "<": what is not a number is no health either.
         if not (spread > LEAST_FEATURE_STD and rank > LEAST_EFFECTIVE_RANK):
-            sick, cause = "h", f"standard deviation {spread:.3g}, rank {rank:.3g}"
+            sick, cause = "h", f"standard deviation {spread:.3g} of 1, rank {rank:.3g}"
         elif not of_z > LEAST_FEATURE_STD:
-            sick, cause = "z", f"standard deviation {of_z:.3g}"
+            sick, cause = "z", f"standard deviation {of_z:.3g} of 1"
         else:
             return
         self.warned = True
         print(
             f"\nWarning: the features {sick} have collapsed after epoch {epoch + 1} "
-            f"({cause}; 1 is usual for the first): all images look alike to the "
-            "network. Try a lower --learning_rate, another --temperature or, for byol, "
-            "a predictor (--pred_layers=2) and an --ema nearer to 1.",
+            f"({cause}): all images look alike to the network. Try "
+            "a lower --learning_rate, another --temperature or, for byol, a predictor (--pred_layers=2) and an --ema nearer to 1.",
             file=sys.stderr,
         )
 
