@@ -98,8 +98,9 @@ class WarnOnCollapse(keras.callbacks.Callback):
         self.warned = True
         print(
             f"\nWarning: the features {sick} have collapsed after epoch {epoch + 1} "
-            f"({cause}): all images look alike to the network. Try "
-            "a lower --learning_rate, another --temperature or, for byol, a predictor (--pred_layers=2) and an --ema nearer to 1.",
+            f"({cause}): all images look alike to the network. Try a lower "
+            "--learning_rate, another --temperature or, for byol, a predictor "
+            "(--pred_layers=2) and an --ema nearer to 1.",
             file=sys.stderr,
         )
 
