@@ -83,7 +83,7 @@ def test_cached_features_are_used_and_renewed(finished, monkeypatch):
         raise AssertionError("the features were computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(probes, "pixels", refuse)
+        patch.setattr(evaluate, "pixels", refuse)
         patch.setattr(projector, "write", lambda *arguments: None)
         second = evaluate.evaluate(config, dataset, folder)
     assert second["features"] == first["features"]
@@ -162,3 +162,24 @@ def test_evaluation_leaves_the_checkpoint_alone(finished):
     after, _ = checkpoints.latest(folder / "checkpoints")
     for key in before:
         np.testing.assert_array_equal(before[key], after[key])
+
+
+@pytest.mark.parametrize(
+    ("side", "image_size", "expected"), [(40, 96, 32), (40, 32, 32), (20, 16, 16)]
+)
+def test_pixels_are_small_rows_in_0_to_1(side, image_size, expected):
+    shape = (5, side, side, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images[0], images[1] = 0, 255
+    rows = evaluate.pixels(images, image_size)
+    assert rows.shape == (5, expected * expected * 3)
+    assert rows.dtype == np.float32
+    assert rows.min() >= 0 and rows.max() <= 1
+    assert (rows[0] == 0).all()
+    np.testing.assert_allclose(rows[1], 1, rtol=1e-6)
+
+
+def test_pixels_of_the_right_size_are_the_image():
+    images = np.random.default_rng(0).integers(0, 256, (1030, 4, 4, 3), dtype=np.uint8)
+    expected = images.reshape(1030, -1) / 255
+    np.testing.assert_allclose(evaluate.pixels(images, 4), expected, atol=1e-6)

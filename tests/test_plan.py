@@ -95,8 +95,9 @@ def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
             "batch_size": config.batch_size,
             "base_bytes": own,
             "peak_bytes": fixed + per_image * config.batch_size,
-            "first_step_seconds": 5.0,
+            "start_seconds": 5.0,
             "step_seconds": 0.01 * config.batch_size,
+            "first_end_seconds": 2.0,
             "epoch_end_seconds": 0.5,
         }
 
@@ -114,7 +115,7 @@ def test_numbers_follow_from_the_trials(tiny, monkeypatch):
     assert found["peak_memory_bytes"] == pytest.approx(1e9 + 16e6 + mapped)
     assert found["images_per_second"] == pytest.approx(100)
     assert found["steps_per_epoch"] == 5
-    assert found["seconds"] == pytest.approx(5 + 3 * (5 * 0.16 + 0.5))
+    assert found["seconds"] == pytest.approx(5 + 3 * 5 * 0.16 + 2 + 2 * 0.5)
     assert found["fits"]
 
 
@@ -225,8 +226,9 @@ def test_a_trial_is_of_real_steps(tiny):
     assert found["batch_size"] == 16
     assert 0 < found["base_bytes"] <= found["peak_bytes"]
     # With the compilation it is the slowest by far.
-    assert 0 < found["step_seconds"] < found["first_step_seconds"]
+    assert 0 < found["step_seconds"] < found["start_seconds"]
     assert found["epoch_end_seconds"] > 0
+    assert found["first_end_seconds"] > 0
 
 
 def test_a_trial_that_is_killed_has_not_enough_memory(tiny, monkeypatch):

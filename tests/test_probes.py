@@ -227,11 +227,34 @@ def test_a_rate_whose_classifier_breaks_is_not_chosen(monkeypatch):
 
     monkeypatch.setattr(probes, "predict", logits)
     monkeypatch.setattr(
-        probes, "linear_classifier", lambda *a, learning_rate, **k: learning_rate
+        probes, "linear_classifiers", lambda x, y, classes, rates, **training: rates
     )
     features, labels = np.zeros((40, 3), "float32"), np.arange(40) % 4
     rate = probes.chosen_learning_rate(features, labels, 4, 0)
     assert rate == ADAM_RATES[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lars"])
+def test_side_by_side_each_rate_trains_as_if_alone(optimizer):
+    features, labels = made(60)
+    rates = probes.LEARNING_RATES[optimizer]
+    training = {"epochs": 3, "batch_size": 16, "optimizer": optimizer, "seed": 5}
+    together = probes.linear_classifiers(features, labels, 4, rates, **training)
+    assert len(together) == len(rates)
+    for layer, rate in zip(together, rates, strict=True):
+        alone = probes.linear_classifier(
+            features, labels, 4, learning_rate=rate, **training
+        )
+        for a, b in zip(layer.get_weights(), alone.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_many_classifiers_are_trained_without_a_warning(caplog):
+    # TensorFlow warns from the fifth on of a function that is traced anew each time.
+    features, labels = made(20)
+    for seed in range(7):
+        probes.linear_classifier(features, labels, 4, epochs=1, seed=seed)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1], [0, 0, 0], [0, 1, 2, 3]])
@@ -361,24 +384,3 @@ def test_knn_survives_empty_features():
     train = np.zeros((3, 2), "float32")
     votes = probes.knn(train, np.array([0, 1, 1]), train, 2, 3)
     assert np.isfinite(votes).all()
-
-
-@pytest.mark.parametrize(
-    ("side", "image_size", "expected"), [(40, 96, 32), (40, 32, 32), (20, 16, 16)]
-)
-def test_pixels_are_small_rows_in_0_to_1(side, image_size, expected):
-    shape = (5, side, side, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    images[0], images[1] = 0, 255
-    rows = probes.pixels(images, image_size)
-    assert rows.shape == (5, expected * expected * 3)
-    assert rows.dtype == np.float32
-    assert rows.min() >= 0 and rows.max() <= 1
-    assert (rows[0] == 0).all()
-    np.testing.assert_allclose(rows[1], 1, rtol=1e-6)
-
-
-def test_pixels_of_the_right_size_are_the_image():
-    images = np.random.default_rng(0).integers(0, 256, (1030, 4, 4, 3), dtype=np.uint8)
-    expected = images.reshape(1030, -1) / 255
-    np.testing.assert_allclose(probes.pixels(images, 4), expected, atol=1e-6)

@@ -260,6 +260,12 @@ def test_threads_change_nothing():
     np.testing.assert_array_equal(*orders)
 
 
+def test_nothing_tunes_the_batches():
+    # The tuner's thread sleeps; a fit that ends waits until it wakes up.
+    images = np.zeros((8, 2, 2, 3), np.uint8)
+    assert store.batches(images, 4, 0, 0, 2).options().autotune.enabled is False
+
+
 def test_batches_have_a_static_shape_and_read_from_the_map(tmp_path):
     opened = make(tmp_path / "s")
     batches = store.batches(opened.split("unlabeled")[0], 2, 0, 0, 2)

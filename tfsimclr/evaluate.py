@@ -9,6 +9,7 @@ import numpy as np
 
 from tfsimclr import (
     __version__,
+    augment,
     checkpoints,
     data,
     probes,
@@ -21,6 +22,7 @@ from tfsimclr.config import Config
 from tfsimclr.names import feature_names
 
 PARTS = ("train", "test")
+PIXEL_SIZE = 32
 
 
 def evaluate(config: Config, dataset: data.DataSet, workdir: pathlib.Path) -> dict:
@@ -127,7 +129,7 @@ def all_features(config: Config, model, train, test, workdir) -> dict:
     parts = []
     for split in (train, test):
         features = model.features(split.images)
-        features["pixels"] = probes.pixels(split.images, config.image_size)
+        features["pixels"] = pixels(split.images, config.image_size)
         features["random_h"] = untrained.features(split.images)["h"]
         parts.append(features)
     made = {name: tuple(part[name] for part in parts) for name in names}
@@ -135,6 +137,16 @@ def all_features(config: Config, model, train, test, workdir) -> dict:
     count = len(train.images) + len(test.images)
     print(f"Features of {count} images: {time.monotonic() - start:.0f} s.", flush=True)
     return made
+
+
+def pixels(images, image_size: int) -> np.ndarray:
+    """Returns the images themselves, at most 32 pixels a side, as rows in 0-1."""
+    size = min(image_size, PIXEL_SIZE)
+    blocks = [
+        augment.plain_view(images[i : i + 1024], size).numpy()
+        for i in range(0, len(images), 1024)
+    ]
+    return np.concatenate(blocks).reshape(len(images), -1)
 
 
 def _keep(folder: pathlib.Path, key: str, features: dict) -> None:

@@ -47,6 +47,7 @@ def measure(config: Config, dataset: data.DataSet) -> dict:
     per_image = tried["step_seconds"] / tried["batch_size"]
     step_seconds = per_image * config.batch_size
     of_epoch = steps * step_seconds + tried["epoch_end_seconds"]
+    once = tried["first_end_seconds"] - tried["epoch_end_seconds"]
     return {
         "counts": counts(config),
         "images": count,
@@ -57,7 +58,7 @@ def measure(config: Config, dataset: data.DataSet) -> dict:
         "fits": fits and (available is None or peak <= available),
         "tried_batch_size": tried["batch_size"],
         "images_per_second": 1 / per_image,
-        "seconds": tried["first_step_seconds"] + config.epochs * of_epoch,
+        "seconds": tried["start_seconds"] + once + config.epochs * of_epoch,
         "learning_rates": learning_rates(config),
         "largest_batch": largest_batch(peak_of, available),
     }

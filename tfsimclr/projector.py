@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import probes
+from tfsimclr import augment
 
 
 def write(folder: pathlib.Path, features, test, class_names, count=500):
@@ -20,7 +20,7 @@ def write(folder: pathlib.Path, features, test, class_names, count=500):
     )
     side = int(np.ceil(np.sqrt(len(shown))))
     size = 32
-    tiles = probes.pixels(test.images[np.sort(shown)], size).reshape(-1, size, size, 3)
+    tiles = augment.plain_view(test.images[np.sort(shown)], size).numpy()
     tiles = tiles[np.argsort(np.argsort(shown))]
     sheet = np.zeros((side * side, size, size, 3), np.float32)
     sheet[: len(tiles)] = tiles

@@ -59,17 +59,23 @@ def device() -> str:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the checkout this file lies in, or None outside one."""
+    """Returns the commit of the checkout this file lies in, or None outside one.
+
+    It ends in `-dirty` if files differ from it, other than those under results/, which
+    measurements write.
+    """
     here = pathlib.Path(__file__)
     git = ["git", "-C", str(here.parent)]
     run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=10)
     try:
         # Installed into an environment inside some other repository we are not tracked.
         run([*git, "ls-files", "--error-unmatch", here.name], check=True)
-        done = run([*git, "describe", "--always", "--dirty", "--abbrev=12"], check=True)
+        done = run([*git, "describe", "--always", "--abbrev=12"], check=True)
+        code = ["--", ":(top)", ":(top,exclude)results"]
+        changed = run([*git, "diff", "--quiet", "HEAD", *code]).returncode
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() + "-dirty" * bool(changed)
 
 
 def write(path: pathlib.Path, result: dict) -> None:

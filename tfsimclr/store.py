@@ -201,4 +201,7 @@ def batches(
 
     steps = tf.data.Dataset.range(start_step, stop_step)
     loaded = steps.map(load, num_parallel_calls=2, deterministic=True)
-    return loaded.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # There is nothing to tune, and at its end the tuner is waited for: up to 2 s a fit.
+    options.autotune.enabled = False
+    return loaded.prefetch(2).with_options(options)
