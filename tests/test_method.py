@@ -110,9 +110,13 @@ def test_float16_steps_that_overflow_are_counted_and_leave_the_weights():
 
 
 def test_jit_compile_gives_the_same_losses():
-    plain = train(small_model(), 5)["loss"][0]
-    compiled = train(small_model(), 5, jit_compile=True)["loss"][0]
-    assert abs(plain - compiled) < 1e-3
+    # In float64, or activations on the other side of a ReLU part them in two steps.
+    keras.config.set_dtype_policy("float64")
+    plain, compiled = (
+        train(small_model(), 1, epochs=5, jit_compile=jit_compile)["loss"]
+        for jit_compile in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, rtol=1e-5)
 
 
 def test_views_depend_on_seed_and_step_only():
