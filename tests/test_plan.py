@@ -85,6 +85,11 @@ def test_counts_of_a_whole_resnet_18(tiny):
     assert found["step_macs"] == pytest.approx(whole - stem, rel=1e-3)
 
 
+def peaks(steps, end=0):
+    """Returns the peaks of a trial: of its steps, and of all with an epoch's end."""
+    return {"step_peak_bytes": steps, "peak_bytes": max(steps, end)}
+
+
 def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
     """Makes trials answer at once; returns the batch sizes that are tried."""
     tried = []
@@ -94,7 +99,7 @@ def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
         return {
             "batch_size": config.batch_size,
             "base_bytes": own,
-            "peak_bytes": fixed + per_image * config.batch_size,
+            **peaks(fixed + per_image * config.batch_size),
             "start_seconds": 5.0,
             "step_seconds": 0.01 * config.batch_size,
             "first_end_seconds": 2.0,
@@ -142,8 +147,7 @@ def test_a_bound_that_is_too_careful_does_not_keep_from_trying(tiny, monkeypatch
 def test_the_largest_batch_grows_with_the_memory(tiny):
     config, _, _ = tiny()
     trials = [
-        {"batch_size": b, "base_bytes": 5e8, "peak_bytes": 6e8 + 1e6 * b}
-        for b in (2, 16)
+        {"batch_size": b, "base_bytes": 5e8, **peaks(6e8 + 1e6 * b)} for b in (2, 16)
     ]
     peak_of = plan.line(config, trials)
     found = [plan.largest_batch(peak_of, int(x * 1e9)) for x in (0.1, 0.7, 1, 2, 64)]
@@ -153,10 +157,21 @@ def test_the_largest_batch_grows_with_the_memory(tiny):
     assert plan.largest_batch(peak_of, None) is None
 
 
+def test_the_end_of_an_epoch_takes_the_same_at_every_batch(tiny):
+    config, _, _ = tiny()
+    trials = [
+        {"batch_size": b, "base_bytes": 5e8, **peaks(6e8 + 1e7 * b, end=9e8 + b)}
+        for b in (2, 16)
+    ]
+    peak_of = plan.line(config, trials)
+    assert peak_of(8) == peak_of(16) == pytest.approx(9e8)  # the end's
+    assert peak_of(100) == pytest.approx(6e8 + 1e7 * 100, rel=1e-3)  # the steps'
+
+
 def test_row_blocks_let_larger_batches_fit(tiny):
     config, _, _ = tiny()
     blocks = dataclasses.replace(config, loss_block_rows=32)
-    one = [{"batch_size": 16, "base_bytes": 0, "peak_bytes": 16e5}]
+    one = [{"batch_size": 16, "base_bytes": 0, **peaks(16e5)}]
     found = [plan.largest_batch(plan.line(c, one), int(8e9)) for c in (config, blocks)]
     assert found[0] < found[1]
 
@@ -207,7 +222,7 @@ def test_a_plan_says_everything_and_leaves_nothing(
             found.append(real(config, images))
         grown = config.batch_size / found[0]["batch_size"]
         peak = found[0]["peak_bytes"] + 1e6 * grown
-        return {**found[0], "batch_size": config.batch_size, "peak_bytes": peak}
+        return {**found[0], "batch_size": config.batch_size, **peaks(peak)}
 
     monkeypatch.setattr(trial, "apart", once)
     config, _, folder = tiny(method=method, optimizer="lars", memory_gb=20)
@@ -224,7 +239,7 @@ def test_a_trial_is_of_real_steps(tiny):
     config, dataset, _ = tiny()
     found = trial.run(config, dataset.pretrain.images)
     assert found["batch_size"] == 16
-    assert 0 < found["base_bytes"] <= found["peak_bytes"]
+    assert 0 < found["base_bytes"] <= found["step_peak_bytes"] <= found["peak_bytes"]
     # With the compilation it is the slowest by far.
     assert 0 < found["step_seconds"] < found["start_seconds"]
     assert found["epoch_end_seconds"] > 0

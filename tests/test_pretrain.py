@@ -15,7 +15,16 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
-from tfsimclr import callbacks, checkpoints, losses, pretrain, runfolder
+from tfsimclr import (
+    callbacks,
+    checkpoints,
+    losses,
+    method,
+    metrics,
+    pretrain,
+    runfolder,
+    trained,
+)
 
 MEASURED_TIME = {"images_per_second"}
 
@@ -53,6 +62,35 @@ def test_history_holds_one_full_row_per_epoch(tiny, precision):
         assert numbers["loss_scale"] == (1 if precision != "mixed_float16" else 2**15)
         assert numbers["effective_rank"] > 1
         assert numbers["feature_std"] > 0
+
+
+def test_the_measures_are_those_of_the_trained_network(tiny, monkeypatch):
+    call, eager = method.Method.call, []
+
+    def watched(self, images, training=False):
+        if not training:
+            eager.append(tf.executing_eagerly())
+        return call(self, images, training=training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method.Method, "call", watched)
+        config, dataset, folder = run(tiny)
+    # Eagerly Keras holds all maps at once, which can be more than a step takes.
+    assert eager and not any(eager)
+    model, _ = trained.model(config, folder)
+    view_a, view_b = model.pair(dataset.pretrain.images[:256], 2**31 - 1)
+    (h, *_, z_a), z_b = model(view_a, training=False), model(view_b, training=False)[-1]
+    expected = {
+        "alignment": metrics.alignment(z_a, z_b),
+        "uniformity": metrics.uniformity(z_a),
+        "feature_std": metrics.feature_std(h),
+        "effective_rank": metrics.effective_rank(h),
+        "z_std": metrics.feature_std(z_a),
+        "z_effective_rank": metrics.effective_rank(z_a),
+    }
+    row = history(folder)[-1]
+    found = {name: float(row[name]) for name in expected}
+    assert found == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-3)
 
 
 def test_learning_rate_of_history_is_that_of_the_last_update(tiny):

@@ -57,6 +57,9 @@ class Journal(keras.callbacks.Callback):
         self.interrupted = False  # set by a signal handler
         self._arrays: dict | None = None
         self.board = self.folder / "tensorboard"
+        # Called eagerly, Keras keeps every map until the last layer is done, which is
+        # more memory than a training step of a small batch takes.
+        self._layers = tf.function(lambda view: self.model(view, training=False))
         with checkpoints.disk_errors(self.board):
             self._writer = tf.summary.create_file_writer(str(self.board))
 
@@ -166,7 +169,7 @@ class Journal(keras.callbacks.Callback):
     def _health(self) -> dict[str, float]:
         """Returns the measures of h and z on two fixed views of the sample."""
         pair = self.model.pair(self.sample, 2**31 - 1)
-        layers_a, layers_b = (self.model(view, training=False) for view in pair)
+        layers_a, layers_b = (self._layers(view) for view in pair)
         z_a, z_b = layers_a[-1], layers_b[-1]
         values = {
             "alignment": metrics.alignment(z_a, z_b),

@@ -111,24 +111,27 @@ def bound(config: Config, small: dict) -> float:
     As if all that the steps added grew with the batch, TensorFlow's own share too.
     """
     factor = config.batch_size / small["batch_size"]
-    grown = (small["peak_bytes"] - small["base_bytes"]) * factor
+    grown = (small["step_peak_bytes"] - small["base_bytes"]) * factor
     return small["base_bytes"] + grown + _of_loss(config, config.batch_size)
 
 
 def line(config: Config, trials: list[dict]):
-    """Returns the peak as a function of the batch, through the last two trials."""
+    """Returns the peak as a function of the batch, through the last two trials.
+
+    That of the steps grows with the batch, that of an epoch's end does not.
+    """
     last = trials[-1]
-    size, peak = last["batch_size"], last["peak_bytes"]
+    size, peak = last["batch_size"], last["step_peak_bytes"]
     per_image = (peak - last["base_bytes"]) / size
     if len(trials) > 1 and trials[-2]["batch_size"] < size:
         before = trials[-2]
-        slope = (peak - before["peak_bytes"]) / (size - before["batch_size"])
+        slope = (peak - before["step_peak_bytes"]) / (size - before["batch_size"])
         # A tiny network drowns in what TensorFlow itself takes.
         per_image = slope if slope > 0 else per_image
 
     def peak_of(batch_size):
         more = _of_loss(config, batch_size) - _of_loss(config, size)
-        return peak + per_image * (batch_size - size) + more
+        return max(peak + per_image * (batch_size - size) + more, last["peak_bytes"])
 
     return peak_of
 
