@@ -23,7 +23,7 @@ OPTIMIZERS = {
 def linear_classifier(
     features, labels, num_classes: int, *, learning_rate: float = 3e-4, **training
 ) -> keras.layers.Dense:
-    """Returns `linear_classifiers` of one learning rate."""
+    """Returns the Dense layer of `linear_classifiers` at one learning rate."""
     rates = (learning_rate,)
     return linear_classifiers(features, labels, num_classes, rates, **training)[0]
 
