@@ -613,6 +613,8 @@ def test_checkpoint_minutes(tiny, monkeypatch):
 
 STOPPED = """
 import os, signal, time
+# A shell's background job, and all below it, would ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tfsimclr import run
 run.run = lambda config: (os.kill(os.getpid(), signal.{}), time.sleep(20))
 run.main()
