@@ -24,8 +24,8 @@ def write(folder: pathlib.Path, features, test, class_names, count=500):
     tiles = tiles[np.argsort(np.argsort(shown))]
     sheet = np.zeros((side * side, size, size, 3), np.float32)
     sheet[: len(tiles)] = tiles
-    sheet = sheet.reshape(side, side, size, size, 3).swapaxes(1, 2)
-    picture = (255 * sheet.reshape(side * size, side * size, 3)).astype(np.uint8)
+    rows = sheet.reshape(side, side, size, size, 3).swapaxes(1, 2)
+    picture = (255 * rows.reshape(side * size, side * size, 3)).astype(np.uint8)
     (folder / "sprite.png").write_bytes(tf.io.encode_png(picture).numpy())
     (folder / "projector_config.pbtxt").write_text(
         'embeddings {\n  tensor_name: "h"\n  tensor_path: "h.tsv"\n'

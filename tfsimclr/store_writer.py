@@ -80,7 +80,7 @@ def _write_images(
 ) -> tuple[dict[str, int], np.ndarray]:
     """Writes images.npy; returns the number of images per split, and all labels."""
     splits: dict[str, int] = {}
-    labels = [np.zeros(0, np.int64)]
+    labels: list[np.ndarray] = [np.zeros(0, np.int64)]
     with path.open("wb") as file:
         file.write(bytes(_HEADER_BYTES))  # the count is known at the end
         for split, images, chunk_labels in chunks:
