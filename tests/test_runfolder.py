@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -251,7 +252,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(
         raise OSError(number, os.strerror(number))
 
     owner, name = {
-        "mkdir": (os, "mkdir"),
+        "mkdir": (pathlib.Path, "mkdir"),
         "lock": (fcntl, "flock"),
         "flags.txt": (os, "fsync"),
     }[place]
