@@ -1,5 +1,6 @@
 """Evaluation of features: our linear classifier and neighbours, and scikit-learn's."""
 
+import contextlib
 import importlib.util
 
 import bench_tools
@@ -19,23 +20,28 @@ DECAY = 0.85
 BATCH = 256
 RATES = {"round": 3e-4, "encoder": 3e-2}  # each the best of four
 L_BFGS = "LogisticRegression (L-BFGS to convergence)"
-# Features, what of ours, what of scikit-learn's, and how a report calls them.
-PAIRS = (
-    ("encoder", "linear", "sklearn_linear", "linear, {epochs} epochs", L_BFGS),
+# Features, what of scikit-learn's, its name in a report, and what of ours with theirs.
+GROUPS = (
     (
-        *("encoder", "chosen", "sklearn_linear"),
-        *("the same and the choice among four learning rates", L_BFGS),
-    ),
-    ("round", "linear", "sklearn_linear", "linear, {epochs} epochs", L_BFGS),
-    (
-        *("round", "batches", "sklearn_linear"),
-        *("only gathering the batches of {epochs} epochs", L_BFGS),
+        *("encoder", "sklearn_linear", L_BFGS),
+        {
+            "linear": "linear, {epochs} epochs",
+            "chosen": "the same and the choice among four learning rates",
+        },
     ),
     (
-        *("round", "knn", "sklearn_knn", "kNN, k = {neighbours}"),
-        "KNeighborsClassifier (brute force, all cores)",
+        *("round", "sklearn_linear", L_BFGS),
+        {
+            "linear": "linear, {epochs} epochs",
+            "batches": "only gathering the batches of {epochs} epochs",
+        },
+    ),
+    (
+        *("round", "sklearn_knn", "KNeighborsClassifier (brute force, all cores)"),
+        {"knn": "kNN, k = {neighbours}"},
     ),
 )
+WANTED = {"linear": 1.0, "knn": 1.0}
 
 
 def measure(options) -> dict:
@@ -44,37 +50,38 @@ def measure(options) -> dict:
     sizes = SIZES[options.size]
     what = f"{sizes['images']:,} features of {sizes['dim']}"
     rows, words = [], []
-    for kind, ours, theirs, name, against in PAIRS:
+    for kind, theirs, against, ours in GROUPS:
         settings = {**sizes, "kind": kind}
-        name = f"{kind}: {name.format(**sizes)}"
-        with (
-            bench_tools.tensorflow_child("probe", form=ours, **settings) as mine,
-            bench_tools.tensorflow_child("probe", form=theirs, **settings) as other,
-        ):
-            works = {"ours": mine, "theirs": other}
+        with contextlib.ExitStack() as stack:
+            works = {}
+            for form in (*ours, theirs):
+                child = bench_tools.tensorflow_child("probe", form=form, **settings)
+                works[form] = stack.enter_context(child)
             for work in works.values():
                 work.ready()
             taken = bench_tools.rounds(works, options.pairs, warm=0)
-        values = bench_tools.ratios(taken["theirs"], taken["ours"])
-        wanted = None if ours in ("batches", "chosen") else 1.0
-        rows.append(
-            bench_tools.row(f"{what}, {name}, speed", against, values, least=wanted)
-        )
-        if ours != "batches":
-            mine, other = (taken[who][0] for who in works)
-            how = other.get("iterations")
-            words.append(
-                f"{name}: top-1 {mine['top1']:.2%} in {mine['wall']:.1f} s, "
-                f"scikit-learn {other['top1']:.2%} in {other['wall']:.1f} s"
-                + (f" and {how} iterations" if how else "")
+        other = taken[theirs][0]
+        how = f" and {other['iterations']} iterations" if "iterations" in other else ""
+        for form, name in ours.items():
+            name = f"{kind}: {name.format(**sizes)}"
+            values = bench_tools.ratios(taken[theirs], taken[form])
+            least = WANTED.get(form)
+            rows.append(
+                bench_tools.row(f"{what}, {name}, speed", against, values, least=least)
             )
+            if form != "batches":
+                mine = taken[form][0]
+                words.append(
+                    f"{name}: top-1 {mine['top1']:.2%} in {mine['wall']:.1f} s, "
+                    f"scikit-learn {other['top1']:.2%} in {other['wall']:.1f} s{how}"
+                )
     test = sizes["images"] // TEST
     whole = 4 * test * (sizes["images"] - test)
     rows.append(
         bench_tools.row(
             "the same kNN: peak memory above the features'",
             f"the matrix of all similarities, {whole / 1e6:.0f} MB",
-            [took["bytes"] / whole for took in taken["ours"]],
+            [took["bytes"] / whole for took in taken["knn"]],
             most=1.0,
         )
     )
@@ -113,6 +120,8 @@ def probe(given):
     """A linear classifier or neighbours, ours or scikit-learn's; says its top-1."""
     import numpy as np
 
+    from tfsimclr import callbacks, probes, trial
+
     x, y, test, labels = features(given)
     classes, k = given["classes"], given["neighbours"]
     training = {"epochs": given["epochs"], "batch_size": BATCH}
@@ -120,14 +129,10 @@ def probe(given):
     about = {}
 
     def linear(rate=rate):
-        from tfsimclr import probes
-
         layer = probes.linear_classifier(x, y, classes, learning_rate=rate, **training)
         return np.argmax(probes.predict(layer, test), axis=1)
 
     def chosen():
-        from tfsimclr import probes
-
         return linear(probes.chosen_learning_rate(x, y, classes, 0, **training))
 
     def batches():
@@ -148,8 +153,6 @@ def probe(given):
         return labels
 
     def knn():
-        from tfsimclr import probes
-
         return np.argmax(probes.knn(x, y, test, classes, k), axis=1)
 
     def sklearn_linear():
@@ -176,7 +179,6 @@ def probe(given):
         **{"linear": linear, "chosen": chosen, "batches": batches, "knn": knn},
         **{"sklearn_linear": sklearn_linear, "sklearn_knn": sklearn_knn},
     }
-    from tfsimclr import callbacks, trial
 
     def work():
         base = trial.reset_peak()
