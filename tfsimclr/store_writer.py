@@ -162,10 +162,16 @@ def _remove_leftovers(target: pathlib.Path) -> None:
     prefix = f".{target.name}.{socket.gethostname()}-"
     for path in target.parent.iterdir():
         process = path.name.removeprefix(prefix).split("-")[0]
-        if path.name.startswith(prefix) and process.isdigit():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except OSError:
-                pass  # alive, and another user's
+        left = path.name.startswith(prefix) and process.isdigit()
+        if left and not _alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's: it is there to refuse the signal
+        return True
+    return True
