@@ -21,7 +21,9 @@ def model_of(settings):
     import keras
     import tensorflow as tf
 
-    from tfsimclr import augment, heads, norms, resnet, simclr
+    from tfsimclr.methods import simclr
+    from tfsimclr.networks import heads, norms, resnet
+    from tfsimclr.views import random_view
 
     if "tf32" in settings:
         tf.config.experimental.enable_tensor_float_32_execution(settings["tf32"])
@@ -31,7 +33,7 @@ def model_of(settings):
     keras.utils.set_random_seed(settings["seed"])
     encoder = resnet.resnet(settings["depth"], settings["width"], settings["stem"])
     head = heads.ProjectionHead(2)
-    model = simclr.SimCLR(encoder, head, augment.Views(settings["size"]))
+    model = simclr.SimCLR(encoder, head, random_view.Views(settings["size"]))
     optimizer = keras.optimizers.SGD(0.03, momentum=0.9)
     if settings.get("optimizer") == "adam":
         optimizer = keras.optimizers.Adam(3e-4)
@@ -116,7 +118,7 @@ def fit(settings):
     import numpy as np
     import tensorflow as tf
 
-    from tfsimclr import guards, store
+    from tfsimclr.training import safeguards
 
     settings = {**NETWORK, **settings}
 
@@ -130,7 +132,7 @@ def fit(settings):
     size, batch, steps = settings["size"], settings["batch"], settings["steps"]
     images = made_store(settings["images"], size)
     clock = Clock()
-    watch = guards.StopOnNonFinite(
+    watch = safeguards.TerminateOnNonFinite(
         pathlib.Path(tempfile.gettempdir()), lambda step: 0.0
     )
 
@@ -140,7 +142,9 @@ def fit(settings):
             batches = tf.data.Dataset.from_tensors(one).repeat(steps + 1)
         else:
             first = int(model.step)
-            batches = store.batches(images, batch, 0, first, first + steps + 1)
+            batches = batches.training_batches(
+                images, batch, 0, first, first + steps + 1
+            )
         clock.marks = []
         model.fit(batches, callbacks=[watch, clock], shuffle=False, verbose=0)
         # Of the steps in the middle of an epoch: a pause lets batches wait.

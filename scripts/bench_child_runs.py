@@ -13,11 +13,12 @@ import bench_child
 
 def settings_of(given: dict, folder: str):
     """Returns (resolved config, data set) of settings that are flags' values."""
-    from tfsimclr import build, config
+    from tfsimclr import build
+    from tfsimclr.settings import config
 
     asked = config.Config(**{"workdir": folder, **given})
     dataset = build.dataset(asked)
-    return build.resolve(asked, dataset), dataset
+    return resolve.resolve(asked, dataset), dataset
 
 
 def growth(given):
@@ -26,7 +27,8 @@ def growth(given):
 
     import keras
 
-    from tfsimclr import build, callbacks, guards, store
+    from tfsimclr import build
+    from tfsimclr.training import recorder, safeguards
 
     folder = tempfile.mkdtemp()
     config, _ = settings_of(given["flags"], folder)
@@ -36,7 +38,7 @@ def growth(given):
     schedule = build.schedule(config, steps)
     model.compile(build.optimizer(config, schedule, model.learned_variables))
     model.optimizer.build(model.learned_variables)
-    journal = callbacks.Journal(
+    journal = recorder.Recorder(
         folder,
         sample=images[:256],
         batch_size=config.batch_size,
@@ -46,7 +48,7 @@ def growth(given):
         minutes=60.0,
         meta={"images": ""},
     )
-    watch = [guards.StopOnNonFinite(pathlib.Path(folder), schedule), journal]
+    watch = [safeguards.TerminateOnNonFinite(pathlib.Path(folder), schedule), journal]
     starts = []
     watch.append(
         keras.callbacks.LambdaCallback(
@@ -57,7 +59,9 @@ def growth(given):
     def work():
         first = int(model.step)
         model.fit(
-            store.batches(images, config.batch_size, 0, first, first + steps),
+            batches.training_batches(
+                images, config.batch_size, 0, first, first + steps
+            ),
             callbacks=watch,
             shuffle=False,
             verbose=0,
@@ -80,7 +84,8 @@ def resident() -> dict:
 
 def first_step(given):
     """A run as the command line starts it, up to the end of its first step."""
-    from tfsimclr import callbacks, run
+    from tfsimclr import run
+    from tfsimclr.training import recorder
 
     def end(*_, **logs):
         # Atexit handlers are of no interest, nor are TensorFlow's threads.
@@ -89,9 +94,9 @@ def first_step(given):
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from tfsimclr.config import Config
+    from tfsimclr.settings.config import Config
 
-    callbacks.Journal.on_train_batch_end = end
+    recorder.Recorder.on_train_batch_end = end
     run.run(Config(mode="pretrain", workdir=given["workdir"], **given["flags"]))
 
 
@@ -116,18 +121,20 @@ def plan(given):
     config, dataset = settings_of(given["flags"], folder)
 
     def predicted():
-        from tfsimclr import plan
+        from tfsimclr.modes import plan
 
         return {"found": plan.measure(config, dataset)}
 
     def real():
-        from tfsimclr import checkpoints, pretrain, runfolder
+        from tfsimclr.modes import pretrain
+        from tfsimclr.runs import folder as run_folder
+        from tfsimclr.training import checkpoints
 
-        workdir = runfolder.prepare(config)
+        workdir = run_folder.prepare(config)
         start = time.perf_counter()
         pretrain.pretrain(config, dataset, workdir)
         seconds = time.perf_counter() - start
-        _, meta = checkpoints.latest(workdir / "checkpoints")
+        _, meta = checkpoints.load_latest(workdir / "checkpoints")
         shutil.rmtree(folder)
         rates = sorted(row["images_per_second"] for row in meta["rows"])
         return {

@@ -120,7 +120,9 @@ def probe(given):
     """A linear classifier or neighbours, ours or scikit-learn's; says its top-1."""
     import numpy as np
 
-    from tfsimclr import callbacks, probes, trial
+    from tfsimclr.evaluation import linear
+    from tfsimclr.modes import dry_run
+    from tfsimclr.training import recorder
 
     x, y, test, labels = features(given)
     classes, k = given["classes"], given["neighbours"]
@@ -129,11 +131,11 @@ def probe(given):
     about = {}
 
     def linear(rate=rate):
-        layer = probes.linear_classifier(x, y, classes, learning_rate=rate, **training)
-        return np.argmax(probes.predict(layer, test), axis=1)
+        layer = linear.linear_classifier(x, y, classes, learning_rate=rate, **training)
+        return np.argmax(linear.predict(layer, test), axis=1)
 
     def chosen():
-        return linear(probes.chosen_learning_rate(x, y, classes, 0, **training))
+        return linear(linear.select_learning_rate(x, y, classes, 0, **training))
 
     def batches():
         import tensorflow as tf
@@ -153,7 +155,7 @@ def probe(given):
         return labels
 
     def knn():
-        return np.argmax(probes.knn(x, y, test, classes, k), axis=1)
+        return np.argmax(knn.knn_votes(x, y, test, classes, k), axis=1)
 
     def sklearn_linear():
         from sklearn import linear_model
@@ -181,9 +183,9 @@ def probe(given):
     }
 
     def work():
-        base = trial.reset_peak()
+        base = dry_run.reset_peak()
         found = forms[given["form"]]()
         top1 = float(np.mean(found == labels))
-        return {"top1": top1, "bytes": callbacks.peak_memory() - base, **about}
+        return {"top1": top1, "bytes": recorder.peak_memory() - base, **about}
 
     return work, {}

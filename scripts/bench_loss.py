@@ -95,7 +95,9 @@ def loss(given):
     """
     import tensorflow as tf
 
-    from tfsimclr import callbacks, losses, trial
+    from tfsimclr import losses
+    from tfsimclr.modes import dry_run
+    from tfsimclr.training import recorder
 
     def broadcast(z_a, z_b):
         z = losses.normalize(tf.concat([z_a, z_b], axis=0))
@@ -127,9 +129,9 @@ def loss(given):
 
     z_a, z_b = batch(given["n"])
     gradient(*batch(4))
-    base = trial.reset_peak()
+    base = dry_run.reset_peak()
     found = [x.numpy() for x in gradient(z_a, z_b)]
-    about = {"bytes": callbacks.peak_memory() - base, "value": float(found[0])}
+    about = {"bytes": recorder.peak_memory() - base, "value": float(found[0])}
     if "save" in given:
         import numpy as np
 

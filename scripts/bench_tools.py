@@ -188,7 +188,7 @@ def versions() -> dict[str, str]:
 
 def save(folder: pathlib.Path, name: str, result: dict, command: str, seconds: float):
     """Writes one benchmark's JSON, with where and when it was made."""
-    from tfsimclr import results  # brings TensorFlow along
+    from tfsimclr.runs import results  # brings TensorFlow along
 
     about = {
         "benchmark": name,

@@ -48,10 +48,10 @@ def ours(images, size: int, blur: float, jit_compile: bool = False) -> list:
     """
     import tensorflow as tf
 
-    from tfsimclr import augment
+    from tfsimclr.views import random_view
 
     def make():
-        views = augment.Views(size, blur=blur)
+        views = random_view.Views(size, blur=blur)
 
         @tf.function(jit_compile=jit_compile, reduce_retracing=True)
         def pair(batch, step):

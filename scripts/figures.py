@@ -14,8 +14,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from tfsimclr import build, callbacks
-from tfsimclr.config import Config
+from tfsimclr import build
+from tfsimclr.settings.config import Config
+from tfsimclr.training import recorder
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
 def draw_pairs(config: Config, path: pathlib.Path, count: int = 10) -> None:
     """Writes a row of images above the two views that the first step would see."""
     images = build.dataset(config).pretrain.images[:count]
-    grid = callbacks.pairs_grid(build.method(config), images)  # [3 s, count s, 3]
+    grid = recorder.pairs_grid(build.method(config), images)  # [3 s, count s, 3]
     figure, axes = plt.subplots(figsize=(count, 3.2))
     axes.imshow(grid, interpolation="nearest")
     axes.set_yticks(

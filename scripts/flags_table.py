@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfsimclr.config import Config
+from tfsimclr.settings.config import Config
 
 
 def table() -> str:

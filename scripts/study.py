@@ -14,8 +14,8 @@ import study_plan
 import study_runs
 from absl import flags
 
-from tfsimclr import run as command_line
-from tfsimclr import runfolder
+from tfsimclr import run
+from tfsimclr.runs import folder as run_folder
 
 PAPER = pathlib.Path(__file__).resolve().parent.parent / "flags" / "paper"
 SET_BY_STUDY = ("mode", "seed", "workdir")
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true", help="Print the plan only.")
     options, others = parser.parse_known_args(arguments)
     try:
-        finished = conduct(options, command_line.expanded(others))
+        finished = conduct(options, run.expanded(others))
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f"study: {' '.join(str(error).split())}")
     if not finished:
@@ -63,7 +63,7 @@ def conduct(options, overrides: list[str]) -> bool:
     if options.dry_run:
         return True
     out.mkdir(parents=True, exist_ok=True)
-    with runfolder.lock(out):
+    with run_folder.lock(out):
         study.add(rows, runs)
         study.save()
         if not study.execute(runs):

@@ -8,9 +8,9 @@ import pathlib
 
 from absl import flags
 
-from tfsimclr import config as configs
-from tfsimclr import options
-from tfsimclr import run as command_line
+from tfsimclr import run
+from tfsimclr.settings import config as configs
+from tfsimclr.settings import options
 
 # Two runs that differ in these only are one: every feature is scored by either.
 NOT_COMPARED = (
@@ -48,7 +48,7 @@ class Run:
             # What an older version did not know was at its default there.
             there = {field.name: field.default for field in fields} | result["config"]
             same = all(
-                options.text(there[name]) == options.text(value)
+                options.to_flag_value(there[name]) == options.to_flag_value(value)
                 for name, value in compared(self.config)
                 if value not in (None, "auto")
             )
@@ -109,7 +109,7 @@ def base_and_own(path: pathlib.Path) -> tuple[list[str], list[str]]:
                 inner_base, inner_own = base_and_own(inner)
                 base, own = base + inner_base, own + inner_own
             else:
-                base += command_line.expanded([f"--flagfile={inner}"])
+                base += run.expanded([f"--flagfile={inner}"])
         elif line.startswith("-"):
             own.append(line)
     return base, own
@@ -146,7 +146,7 @@ def plan(files, overrides: list[str], seeds: int, out: pathlib.Path, known=()):
     """
     rows, runs, lines = {}, {}, {}
     for name, path in files.items():
-        command_line.expanded([f"--flagfile={path}"])  # refuses what is no flagfile
+        run.expanded([f"--flagfile={path}"])  # refuses what is no flagfile
         base, own = base_and_own(path)
         lines[name] = base + overrides + own
         group = path.resolve().parent.name

@@ -11,7 +11,7 @@ import time
 
 import study_plan
 
-from tfsimclr import config as configs
+from tfsimclr.settings import config as configs
 
 COMMAND = [sys.executable, "-m", "tfsimclr.run"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -216,7 +216,9 @@ def chosen(study: Results, row: str, names: tuple) -> dict:
 
 def peak_rate(study: Results, row: str) -> float | None:
     """Returns the learning rate after scaling and warm-up."""
-    from tfsimclr import schedules  # loads TensorFlow: only where a table shows it
+    from tfsimclr.optimizers import (
+        schedules,  # loads TensorFlow: only where a table shows it
+    )
 
     settings = study.settings(row)
     names = ("learning_rate", "batch_size", "learning_rate_scaling")

@@ -11,8 +11,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would only wait
 import keras  # noqa: E402  (after the environment)
 import pytest  # noqa: E402
 
-from tfsimclr import build, finetune, pretrain, runfolder, textures  # noqa: E402
-from tfsimclr.config import Config  # noqa: E402
+from tfsimclr import (
+    build,  # noqa: E402
+    resolve,  # noqa: E402
+)
+from tfsimclr.data import textures  # noqa: E402
+from tfsimclr.modes import (
+    finetune,  # noqa: E402
+    pretrain,  # noqa: E402
+)
+from tfsimclr.runs import folder as run_folder  # noqa: E402
+from tfsimclr.settings.config import Config  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +49,7 @@ def finished_once(tmp_path_factory):
         patch.setattr(textures, "SPLITS", SPLITS)
         made = maker_of_runs(tmp_path_factory.mktemp("finished"))(epochs=1)
     config, dataset, folder = made
-    runfolder.prepare(config)
+    run_folder.prepare(config)
     pretrain.pretrain(config, dataset, folder)
     return made
 
@@ -64,7 +73,7 @@ def finetuned_once(finished_once, tmp_path_factory):
         config,
         mode="finetune",
         workdir=str(copy),
-        labels=0.5,
+        label_fraction=0.5,
         finetune_epochs=4,
         finetune_batch_size=10,
         finetune_learning_rate=0.05,
@@ -94,6 +103,6 @@ def maker_of_runs(tmp_path):
         }
         config = Config(**{**defaults, **settings})
         dataset = build.dataset(config)
-        return build.resolve(config, dataset), dataset, tmp_path / "run"
+        return resolve.resolve(config, dataset), dataset, tmp_path / "run"
 
     return make

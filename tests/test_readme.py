@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tfsimclr import config as configs
 from tfsimclr import run
+from tfsimclr.settings import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

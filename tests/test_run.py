@@ -11,9 +11,10 @@ import sys
 import pytest
 from absl import flags
 
-from tfsimclr import config as configs
 from tfsimclr import run
-from tfsimclr.config import Config
+from tfsimclr.settings import config
+from tfsimclr.settings import config as configs
+from tfsimclr.settings.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "flags").glob("**/*.flags"))
@@ -140,7 +141,7 @@ def raising(error):
     ],
 )
 def test_errors_for_the_user_are_one_line(monkeypatch, fail, message):
-    monkeypatch.setattr(configs, "from_flags", Config)
+    monkeypatch.setattr(config, "from_flags", Config)
     monkeypatch.setattr(run, "run", fail)
     with pytest.raises(SystemExit) as stop:
         run._main(["program"])
@@ -149,7 +150,7 @@ def test_errors_for_the_user_are_one_line(monkeypatch, fail, message):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(configs, "from_flags", Config)
+    monkeypatch.setattr(config, "from_flags", Config)
     monkeypatch.setattr(run, "run", raising(ValueError("from somewhere else")))
     with pytest.raises(ValueError, match="from somewhere else"):
         run._main(["program"])

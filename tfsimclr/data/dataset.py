@@ -1,0 +1,179 @@
+"""A data set by name: prepared once as a store, then opened."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from tfsimclr.data import folder as folder_source
+from tfsimclr.data import prepare, textures
+from tfsimclr.data import tfds as tfds_source
+from tfsimclr.errors import UserError
+
+# What suits a data set. The stem follows the size: the small one keeps all pixels, the
+# paper's (imagenet) leaves a 3x3 map of a 96-pixel image (and of 32 pixels only 1x1).
+DEFAULTS: dict[str, dict] = {
+    "textures": {"image_size": 32, "stem": "medium", "width": 0.25},
+    "stl10": {"image_size": 96, "stem": "imagenet", "width": 1},
+    "cifar10": {"image_size": 32, "stem": "small", "width": 1},
+    "cifar100": {"image_size": 32, "stem": "small", "width": 1},
+    "svhn_cropped": {"image_size": 32, "stem": "small", "width": 1},
+}
+MAX_DEFAULT_SIZE = 96
+_SPLITS = ("unlabeled", "train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images, uint8 `[n, s, s, 3]`, and labels, int64 `[n]`, -1 where unknown."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A prepared data set.
+
+    Attributes:
+        name: As given to `load`.
+        unlabeled: Images without labels, or None.
+        train: Labelled images, or None.
+        test: Labelled images that are never trained on, or None.
+        class_names: Names of the classes 0, 1, ...
+        image_size: Side of a view in pixels. Stored images may be larger, so that a
+            crop of them still has pixels to fill a view.
+        skipped: Number of images that were left out because they cannot be read.
+    """
+
+    name: str
+    unlabeled: Split | None
+    train: Split | None
+    test: Split | None
+    class_names: tuple[str, ...]
+    image_size: int
+    skipped: int = 0
+
+    @property
+    def pretrain(self) -> Split:
+        """The images to pretrain on: the unlabelled ones if there are any."""
+        return self.unlabeled or self.train
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a classifier can be trained and tested."""
+        splits = (self.train, self.test)
+        some = all(split and (split.labels >= 0).any() for split in splits)
+        return some and self.num_classes > 1
+
+
+def defaults(name: str, image_size: int | None = None, data_dir: str = "") -> dict:
+    """Returns image_size, stem, backbone and width for a data set.
+
+    Args:
+        name: Name of the data set.
+        image_size: Side of a view in pixels; None finds it out, for which a folder is
+            looked through.
+        data_dir: Where the images are.
+    """
+    known = dict(DEFAULTS.get(name, {}))
+    if not image_size:
+        image_size = known.get("image_size") or _default_size(_source(name, data_dir))
+    if image_size != known.get("image_size"):
+        known["stem"] = "small" if image_size <= 40 else "medium"
+        known["stem"] = known["stem"] if image_size <= 64 else "imagenet"
+    known["image_size"] = image_size
+    return {"backbone": "resnet18", "width": 1, **known}
+
+
+def folder_image_size(data_dir: str) -> int:
+    """Returns the default size of a view: the median short side, at most 96 pixels."""
+    return _default_size(folder_source.FolderSource(data_dir))
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    image_size: int | None = None,
+    cache_dir: str = "",
+    verbose: bool = True,
+) -> DataSet:
+    """Returns a data set, made into a store under the cache folder on the first use.
+
+    Args:
+        name: `textures` (made by the program), `folder` or a TFDS image data set.
+        data_dir: The image folder, or the folder of TFDS.
+        image_size: Side of a view in pixels; by default what suits the data set.
+        cache_dir: Where stores are kept; default `$XDG_CACHE_HOME/tfsimclr` or
+            `~/.cache/tfsimclr`.
+        verbose: Whether to print progress and notes. Unreadable images are always
+            named on stderr.
+
+    Raises:
+        UserError: If the data cannot be had; the message says what to do.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size must be at least 1 pixel, got {image_size}.")
+    cache = prepare.cache_folder(cache_dir)
+    source = _source(name, data_dir)
+    if not image_size:
+        known = DEFAULTS.get(name, {}).get("image_size")
+        image_size = known or _default_size(source)
+    side = image_size
+    if name != "textures":
+        # A third more than a view: a random crop then still has pixels to show, at
+        # under twice the memory. Never more than the images have: views enlarge on
+        # the fly, which costs nothing, and stored enlarged pixels would say nothing.
+        side = max(1, min(source.short_side(), round(4 / 3 * image_size)))
+    for note in source.notes if verbose else ():
+        print(f"{name}: {note}.")
+    opened = prepare.open_or_make(cache, name, data_dir, source, side, verbose)
+    parts = {split: opened.split(split) for split in _SPLITS}
+    splits: dict = {k: Split(*part) if part else None for k, part in parts.items()}
+    return DataSet(
+        name,
+        **splits,
+        class_names=opened.class_names,
+        image_size=image_size,
+        skipped=len(opened.skipped),
+    )
+
+
+class _TexturesSource:
+    """The embedded textures, as a source of arrays."""
+
+    class_names = textures.CLASS_NAMES
+    splits = textures.SPLITS
+    notes = ()
+
+    def short_side(self) -> int:
+        return DEFAULTS["textures"]["image_size"]
+
+    def count(self, split: str) -> int:
+        return self.splits[split]
+
+    def blocks(self, split: str, side: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+        yield list(zip(*textures.make(split, side), strict=True))
+
+    def fingerprint(self) -> str:
+        code = pathlib.Path(textures.__file__).read_bytes()
+        return hashlib.sha256(code).hexdigest()
+
+
+def _source(name: str, data_dir: str):
+    if name == "textures":
+        return _TexturesSource()
+    if name == "folder":
+        return folder_source.FolderSource(data_dir)
+    return tfds_source.TfdsSource(name, data_dir)
+
+
+def _default_size(source) -> int:
+    return min(source.short_side(), MAX_DEFAULT_SIZE)

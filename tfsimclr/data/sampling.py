@@ -1,0 +1,61 @@
+"""Every seeded subset and stratified split of images."""
+
+import numpy as np
+
+TEST_SHARE = 0.2
+
+
+def labelled_rows(split, limit: int = 0) -> np.ndarray:
+    """Returns the rows of a split that have a label, at most `limit` if not 0."""
+    rows = np.flatnonzero(split.labels >= 0)
+    if limit and limit < len(rows):
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
+    return rows
+
+
+def held_out_fifth(labels: np.ndarray) -> np.ndarray:
+    """Returns which images are the test set: a fixed fifth per class, bool `[n]`."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        count = round(TEST_SHARE * len(members)) or int(len(members) > 1)
+        order = np.random.default_rng((0, int(label))).permutation(members)
+        chosen[order[:count]] = True
+    return chosen
+
+
+def random_subset(images: np.ndarray, count: int) -> np.ndarray:
+    """Returns `count` of the images, always the same ones; 0 is all."""
+    if not count:
+        return images
+    return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])]
+
+
+def stratified_mask(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns a mask `[n]` that is true for about `share` of every class."""
+    mask = np.zeros(len(labels), bool)
+    generator = np.random.default_rng((seed, 0x5EED))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        mask[generator.permutation(members)[:count]] = True
+    return mask
+
+
+def label_fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns the rows that keep their label: the same share of every class.
+
+    At least one of every class, and all of it if the share is 1. With the same seed a
+    larger share holds a smaller one.
+
+    Args:
+        labels: `[n]` integers.
+        share: Above 0, at most 1.
+        seed: Integer.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        order = np.random.default_rng((seed, int(label))).permutation(rows)
+        chosen.append(order[: max(1, round(share * len(rows)))])
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,24 @@
+"""Losses of projections and of logits, always in float32."""
+
+from tfsimclr.losses.classification import cross_entropy, distillation
+from tfsimclr.losses.contrastive import (
+    chance,
+    dcl,
+    dclw,
+    info_nce,
+    normalize,
+    nt_xent,
+)
+from tfsimclr.losses.regression import regression
+
+__all__ = [
+    "chance",
+    "cross_entropy",
+    "dcl",
+    "dclw",
+    "distillation",
+    "info_nce",
+    "normalize",
+    "nt_xent",
+    "regression",
+]

@@ -1,0 +1,74 @@
+"""Log-sum-exp over a similarity matrix, whole or in blocks of rows."""
+
+import tensorflow as tf
+
+from tfsimclr.errors import UserError
+
+
+def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
+    """Returns ln of the sum of exp(similarity / temperature) of every anchor, `[2n]`.
+
+    An anchor's own row, and if `decoupled` its positive, stay out of the sum.
+    """
+
+    def logits_of(rows, first, candidates):
+        logits = tf.matmul(rows, candidates, transpose_b=True) / temperature
+        count = tf.shape(candidates)[0]
+        row = first + tf.range(tf.shape(rows)[0])[:, None]
+        column = tf.range(count)[None]
+        excluded = column == row
+        if decoupled:
+            excluded |= column == tf.math.floormod(row + count // 2, count)
+        # Float32's lowest value, not -inf: the softmax gives it weight zero, and n = 1
+        # or identical rows stay finite.
+        return tf.where(excluded, tf.float32.min, logits)
+
+    if not block_rows:
+        # Log-sum-exp: sums of exp(1 / temperature) overflow below 0.012.
+        return tf.reduce_logsumexp(logits_of(anchors, 0, candidates), axis=1)
+    count = anchors.shape[0]
+    if count is not None and count % block_rows:
+        raise UserError(
+            f"block_rows must divide the {count} rows of both views, got {block_rows}."
+        )
+
+    @tf.custom_gradient
+    def of_blocks(anchors, candidates):
+        # Recomputed in the gradient: it is the kept softmax that costs memory.
+        blocks = tf.reshape(anchors, [-1, block_rows, anchors.shape[1]])
+        firsts = tf.range(tf.shape(blocks)[0]) * block_rows
+        sums = tf.map_fn(
+            lambda block: tf.reduce_logsumexp(logits_of(*block, candidates), axis=1),
+            (blocks, firsts),
+            fn_output_signature=tf.TensorSpec([block_rows], tf.float32),
+            parallel_iterations=1,
+        )
+
+        def gradient(upstream):
+            upstream = tf.reshape(upstream, [-1, block_rows]) / temperature
+
+            def add(i, of_anchors, of_candidates):
+                rows = blocks[i]
+                logits = logits_of(rows, firsts[i], candidates)
+                share = tf.exp(logits - sums[i][:, None]) * upstream[i][:, None]
+                return (
+                    i + 1,
+                    of_anchors.write(i, tf.matmul(share, candidates)),
+                    of_candidates + tf.matmul(share, rows, transpose_a=True),
+                )
+
+            steps = tf.shape(blocks)[0]
+            of_anchors = tf.TensorArray(
+                tf.float32, size=steps, element_shape=[block_rows, anchors.shape[1]]
+            )
+            _, of_anchors, of_candidates = tf.while_loop(
+                lambda i, *_: i < steps,
+                add,
+                (0, of_anchors, tf.zeros_like(candidates)),
+                parallel_iterations=1,
+            )
+            return of_anchors.concat(), of_candidates
+
+        return tf.reshape(sums, [-1]), gradient
+
+    return of_blocks(anchors, candidates)

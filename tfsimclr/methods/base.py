@@ -1,0 +1,240 @@
+"""The training step that every method shares."""
+
+import collections
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr.errors import UserError
+from tfsimclr.networks.momentum import MomentumNetwork
+from tfsimclr.networks.names import feature_names
+from tfsimclr.views import random_view
+
+PARTS = ("encoder", "head", "views", "predictor")
+
+# What the networks make of one view: h and z of the encoder and the head in their own
+# types, p of the predictor (z where there is none) in float32.
+Outputs = collections.namedtuple("Outputs", "h z p")
+
+
+class Method(keras.Model):
+    """An encoder and a projection head, trained on random views of images.
+
+    A subclass defines the loss in `objective`. If need be it also overrides
+    `prepare_batch` (what the loss is computed on), `learned_variables` (what the
+    gradient moves) and `after_update` (what follows an update). `metric_names` names
+    the scalars that `objective` returns beside the loss.
+
+    Every random draw is a function of `seed` and `step`. The step counts batches, not
+    updates (float16 skips some updates), so a restored model resumes exactly.
+
+    Args:
+        encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
+        head: h -> `[h, head_1, ..., z]`.
+        views: Callable (images `[n, H, W, 3]` in 0-255, seed `[2]`) -> view in 0-1.
+        seed: Integer.
+        predictor: None, or a head that follows z.
+        **kwargs: Arguments of `keras.Model`.
+    """
+
+    metric_names: tuple[str, ...] = ()
+
+    def __init__(self, encoder, head, views, seed: int = 0, predictor=None, **kwargs):
+        super().__init__(**kwargs)
+        if predictor is not None and predictor.dim != head.dim:
+            raise UserError(
+                "The predictor must have the width of the head's output, "
+                f"dim={head.dim}, got dim={predictor.dim}."
+            )
+        self.encoder = encoder
+        self.head = head
+        self.views = views
+        self.seed = seed
+        self.predictor = predictor
+        if not head.built:
+            head.build(encoder.output_shape)
+        if predictor is not None and not predictor.built:
+            predictor.build((None, head.dim))
+        self.step = self.add_weight(
+            shape=(), dtype="int64", initializer="zeros", trainable=False, name="step"
+        )
+        self.metric_trackers = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("loss", "gradient_norm", *self.metric_names)
+        }
+        self.metric_trackers["skipped_steps"] = keras.metrics.Sum(name="skipped_steps")
+        self._features = tf.function(self._features_of_batch, reduce_retracing=True)
+        self.built = True
+
+    def prepare_batch(self, images, labels):
+        """Returns the arguments of `objective`; by default two views of the images."""
+        return self.two_views(images, self.step)
+
+    def objective(self, view_a, view_b):
+        """Returns the scalar loss and a dict of the scalars of `metric_names`."""
+        raise TypeError(f"{type(self).__name__} must define objective(view_a, view_b).")
+
+    @property
+    def learned_variables(self):
+        """The variables that the gradient moves, without those of a momentum network."""
+        networks = [self.encoder, self.head]
+        networks += [self.predictor] if self.predictor else []
+        return [v for network in networks for v in network.trainable_variables]
+
+    def after_update(self, step):
+        """Runs after the update of a step (0, 1, ...): moving averages, queues."""
+
+    def call(self, images, training=False):
+        """Returns `[h, head_1, ..., z]` of images `[n, H, W, 3]` in 0-1."""
+        return self.head(self.encoder(images, training=training), training=training)
+
+    def project(self, view) -> Outputs:
+        """Returns h, z and p of a view, each `[n, d]`, in training mode."""
+        h, *_, z = self(view, training=True)
+        p = self.predictor(z, training=True)[-1] if self.predictor else z
+        return Outputs(h, z, tf.cast(p, tf.float32))
+
+    def train_step(self, data):
+        batch = self.prepare_batch(*keras.utils.unpack_x_y_sample_weight(data)[:2])
+        with tf.GradientTape() as tape:
+            loss, logs = self.objective(*batch)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        learned = self.learned_variables
+        gradients = tape.gradient(scaled_loss, learned)
+        # The scaled value of 1 is the loss scale, which is 1 except in float16.
+        scale = self.optimizer.scale_loss(tf.ones([]))
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
+        self.optimizer.apply(gradients, learned)
+        self.step.assign_add(1)
+        self.after_update(self.step - 1)
+        return self.update_metrics(norm, loss=loss, **logs)
+
+    def random_views(self, images, step, count: int = 2) -> tuple:
+        """Returns `count` views of a batch at a step, each `[n, s, s, 3]` in 0-1."""
+        key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
+        return tuple(
+            self.views(images, tf.random.experimental.stateless_fold_in(key, view))
+            for view in range(count)
+        )
+
+    def two_views(self, images, step) -> tuple:
+        """Returns the two views of a batch at a step, each `[n, s, s, 3]` in 0-1."""
+        return self.random_views(images, step, 2)
+
+    def update_metrics(self, gradient_norm, **values):
+        """Adds a step's scalars to the epoch's means and returns the means."""
+        finite = tf.math.is_finite(gradient_norm)
+        # A skipped float16 step has no gradient norm; it is counted instead.
+        self.metric_trackers["gradient_norm"].update_state(
+            tf.where(finite, gradient_norm, 0.0), tf.cast(finite, tf.float32)
+        )
+        skipped = 1.0 - tf.cast(finite, tf.float32)
+        self.metric_trackers["skipped_steps"].update_state(skipped)
+        for name, value in values.items():
+            self.metric_trackers[name].update_state(value)
+        return {name: m.result() for name, m in self.metric_trackers.items()}
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Keras would build the optimizer for a momentum network's variables too.
+        self.optimizer.build(self.learned_variables)
+
+    def features(self, images, batch_size: int = 256) -> dict[str, np.ndarray]:
+        """Returns the un-augmented features of every layer.
+
+        Args:
+            images: `[n, H, W, 3]` in 0-255, uint8 or float; resized to the views' size.
+            batch_size: Images at a time.
+
+        Returns:
+            `{"h": [n, d], "head_1": ..., "z": ...}`, float32.
+        """
+        if not len(images):
+            raise UserError(f"features needs at least one image, got {len(images)}.")
+        parts = [
+            [layer.numpy() for layer in self._features(images[i : i + batch_size])]
+            for i in range(0, len(images), batch_size)
+        ]
+        names = feature_names(len(parts[0]) - 1)
+        layers = (np.concatenate(layer) for layer in zip(*parts, strict=True))
+        return dict(zip(names, layers, strict=True))
+
+    def _features_of_batch(self, images):
+        view = random_view.plain_view(images, self.views.image_size)
+        return [tf.cast(layer, tf.float32) for layer in self(view, training=False)]
+
+    def get_config(self):
+        parts = {name: getattr(self, name) for name in PARTS}
+        parts = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
+        if not self.predictor:
+            del parts["predictor"]  # not every method takes one
+        return {**super().get_config(), **parts, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in PARTS:
+            if name in config:
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+
+class MomentumMethod(Method):
+    """A method with an exponential moving average (EMA) of its encoder and head.
+
+    The average is MoCo's momentum encoder and BYOL's target network. Called on a view
+    in training mode, `self.average` returns its z without a gradient.
+
+    Args:
+        encoder: As `Method`.
+        head: As `Method`.
+        views: As `Method`.
+        ema_decay: EMA decay in 0-1, or None for a method without a moving average.
+        ema_schedule: `constant`, or `cosine`, which raises the decay to 1.
+        total_steps: Steps of the run, which `cosine` needs for training.
+        **kwargs: Arguments of `Method`.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        head,
+        views,
+        ema_decay: float | None,
+        ema_schedule: str = "constant",
+        total_steps: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(encoder, head, views, **kwargs)
+        self.ema_decay = ema_decay
+        self.ema_schedule = ema_schedule
+        self.total_steps = total_steps
+        # Keras names saved weights by attribute: `average` and its `twins` are the
+        # names in .keras files since the first version.
+        self.average = None
+        if ema_decay is not None:
+            self.average = MomentumNetwork(
+                [encoder, head], ema_decay, ema_schedule, total_steps
+            )
+
+    def after_update(self, step):
+        if self.average:
+            self.average.update(step)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "ema_decay": self.ema_decay,
+            "ema_schedule": self.ema_schedule,
+            "total_steps": self.total_steps,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if "ema" in config:  # version 0.1: total_steps alone meant the cosine
+            config["ema_decay"] = config.pop("ema")
+            cosine = config["total_steps"] is not None
+            config["ema_schedule"] = "cosine" if cosine else "constant"
+        return super().from_config(config)

@@ -1,0 +1,56 @@
+"""BYOL: one view predicts the target network's projection of the other."""
+
+import keras
+
+from tfsimclr import losses
+from tfsimclr.evaluation import metrics
+from tfsimclr.methods.base import MomentumMethod
+
+
+@keras.saving.register_keras_serializable("tfsimclr")
+class BYOL(MomentumMethod):
+    """BYOL: the online network predicts its target network, without negatives.
+
+    The predictor and the stop-gradient on the target network prevent collapse.
+    `ema_decay=1` never moves the target network, which stays untrained: the experiment
+    with which the paper begins.
+
+    Args:
+        encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`, e.g. `resnet.resnet(18)`.
+        head: h -> `[h, head_1, ..., z]`; the paper's has two layers and batch norm
+            after the hidden one (`batch_norm="hidden"`).
+        views: Makes a view of a batch, e.g. `augment.Views(image_size=96)`.
+        predictor: A head like `head`, with its dim. Without one (None) the features
+            collapse.
+        ema_decay: EMA decay of the target network, 0 to 1; the paper begins at 0.996.
+        ema_schedule: `constant`, or `cosine`, which raises the decay to 1.
+        total_steps: Steps of the run, which `cosine` needs for training.
+        **kwargs: `seed` of the views, and arguments of `keras.Model`.
+
+    Source: Grill et al. 2020 (arXiv:2006.07733), section 3.1; section 2 for
+    `ema_decay=1`.
+    """
+
+    metric_names = ("contrastive_top1",)
+
+    def __init__(
+        self,
+        encoder,
+        head,
+        views,
+        predictor=None,
+        ema_decay: float = 0.996,
+        **kwargs,
+    ):
+        super().__init__(
+            encoder, head, views, ema_decay=ema_decay, predictor=predictor, **kwargs
+        )
+
+    def objective(self, view_a, view_b):
+        # Each view in a pass of its own, as in the paper: batch norm sees one view.
+        p_a, p_b = (self.project(view).p for view in (view_a, view_b))
+        target_a, target_b = (
+            self.average(view, training=True) for view in (view_a, view_b)
+        )
+        loss = losses.regression(p_a, target_b) + losses.regression(p_b, target_a)
+        return loss, {"contrastive_top1": metrics.contrastive_top1(p_a, p_b)}

@@ -1,0 +1,38 @@
+"""Pretraining of a run on images without labels."""
+
+import pathlib
+
+from tfsimclr import build
+from tfsimclr.data import dataset as datasets
+from tfsimclr.data import sampling
+from tfsimclr.settings.config import Config
+from tfsimclr.training import fit
+
+
+def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -> None:
+    """Trains to the last epoch, from the newest checkpoint of the folder if any.
+
+    Args:
+        config: Resolved.
+        dataset: Whose `pretrain` split is used.
+        workdir: The run folder.
+
+    Raises:
+        FloatingPointError: If the numbers stop being finite.
+        KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
+    """
+    images = sampling.random_subset(dataset.pretrain.images, config.num_pretrain_images)
+    steps_per_epoch = len(images) // config.batch_size
+    model = build.method(config, config.epochs * steps_per_epoch)
+    schedule = build.schedule(config, steps_per_epoch)
+    fit.fit(
+        config,
+        model,
+        build.optimizer(config, schedule, model.learned_variables),
+        schedule,
+        images,
+        workdir,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epochs=config.epochs,
+    )

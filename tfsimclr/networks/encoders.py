@@ -1,0 +1,34 @@
+"""The encoders by name, each with the settings that it uses."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import keras
+
+from tfsimclr.networks import resnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder on the command line.
+
+    Attributes:
+        build: Returns the untrained encoder; each setting of `uses` is an argument.
+        uses: The settings that the encoder uses and not every encoder does.
+        smallest_image: Of these settings, the smallest side of a view in pixels.
+    """
+
+    build: Callable[..., keras.Model]
+    uses: tuple[str, ...]
+    smallest_image: Callable[[dict], int]
+
+
+ENCODERS = {
+    f"resnet{depth}": Encoder(
+        functools.partial(resnet.resnet, depth),
+        uses=("width", "stem", "selective_kernel"),
+        smallest_image=lambda settings: resnet.smallest_image(settings["stem"]),
+    )
+    for depth in resnet.DEPTHS
+}

@@ -1,0 +1,170 @@
+"""Projection heads that return the output of every layer."""
+
+import functools
+
+import keras
+
+from tfsimclr.errors import UserError
+from tfsimclr.networks.norms import SplitBatchNormalization
+
+MAX_LAYERS = 8
+
+# Not elementwise, or not usable without arguments: they cannot follow a layer here.
+_NOT_ACTIVATIONS = ("get", "serialize", "deserialize", "glu", "threshold")
+
+
+@keras.saving.register_keras_serializable("tfsimclr")
+class ProjectionHead(keras.layers.Layer):
+    """Dense layers from h to z, with everything in between.
+
+    `head_i` is the output of hidden layer i after its activation, `z` the output of
+    the last layer, which has none. No layer has a bias, unless the last is to have one.
+
+    Args:
+        num_layers: Dense layers, 1 to 8. The paper's best result uses 4.
+        dim: Width of z.
+        hidden_dim: Width of the hidden layers; None takes the width of h.
+        activation: Name of an elementwise Keras activation, for the hidden layers.
+        batch_norm: Whether each layer is followed by batch normalisation: before the
+            activation of the hidden ones, without an offset after the last, as in
+            SimCLR. "hidden" leaves the last one without, as in BYOL.
+        bias: Whether the last layer has a bias, as that of a classifier.
+        **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
+
+    Returns, when called on h `[n, d]`, a list of 1 + num_layers tensors: h itself,
+    unchanged, then `[n, hidden_dim]` each, then `[n, dim]`. `feature_names` names them.
+
+    Source: Chen et al. 2020 (arXiv:2002.05709), section 2.1; for taking features from
+    the middle of the head Chen et al. 2020 (arXiv:2006.10029), section 2.
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 2,
+        dim: int = 64,
+        hidden_dim: int | None = None,
+        activation: str = "relu",
+        batch_norm: bool | str = False,
+        bias: bool = False,
+        **kwargs,
+    ):
+        # The layers inside cast what they are given; h passes through as it came.
+        super().__init__(autocast=False, **kwargs)
+        _check_count("num_layers", num_layers, 1, MAX_LAYERS)
+        _check_count("dim", dim, 1)
+        if hidden_dim is not None:
+            _check_count("hidden_dim", hidden_dim, 1)
+        if batch_norm not in (True, False, "hidden"):
+            raise UserError(
+                f"batch_norm must be True, False or 'hidden', got {batch_norm!r}."
+            )
+        self.num_layers = num_layers
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.bias = bias
+        self._activate = _activation(activation)
+        self._denses: list = []
+        self._norms: list = []
+
+    def build(self, h_shape):
+        if len(h_shape) != 2 or h_shape[-1] is None:
+            raise UserError(
+                "A projection head takes features [n, d] with d known, got the shape "
+                f"{tuple(h_shape)}. Pool the encoder's output over its positions."
+            )
+        width = h_shape[-1]
+        for i in range(self.num_layers):
+            last = i == self.num_layers - 1
+            units = self.dim if last else self.hidden_dim or h_shape[-1]
+            name = "z" if last else f"head_{i + 1}"
+            dense = keras.layers.Dense(
+                units,
+                use_bias=self.bias and last,
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            dense.build((None, width))
+            self._denses.append(dense)
+            if self._normalised(i):
+                norm = SplitBatchNormalization(
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    center=not last,
+                    dtype=self.dtype_policy,
+                    name=f"{name}_bn",
+                )
+                norm.build((None, units))
+                self._norms.append(norm)
+            width = units
+
+    def call(self, h, training=False):
+        outputs = [h]
+        for i, dense in enumerate(self._denses):
+            x = dense(outputs[-1])
+            if self._normalised(i):
+                x = self._norms[i](x, training=training)
+            outputs.append(x if dense is self._denses[-1] else self._activate(x))
+        return outputs
+
+    @property
+    def last(self):
+        """The layer that makes z; there once the head is built."""
+        return self._denses[-1]
+
+    def take_hidden_layers(self, other: "ProjectionHead") -> None:
+        """Sets the hidden layers to the first ones of a head of the same widths."""
+        for own, theirs in zip(self._denses[:-1], other._denses, strict=False):
+            own.set_weights(theirs.get_weights())
+        for own, theirs in zip(self._norms, other._norms, strict=False):
+            own.set_weights(theirs.get_weights())
+
+    def _normalised(self, layer: int) -> bool:
+        hidden = layer < self.num_layers - 1
+        return self.batch_norm is True or (self.batch_norm == "hidden" and hidden)
+
+    def compute_output_shape(self, h_shape):
+        n, d = h_shape
+        hidden = [(n, self.hidden_dim or d)] * (self.num_layers - 1)
+        return [(n, d), *hidden, (n, self.dim)]
+
+    def get_config(self):
+        own = {
+            "num_layers": self.num_layers,
+            "dim": self.dim,
+            "hidden_dim": self.hidden_dim,
+            "activation": self.activation,
+            "batch_norm": self.batch_norm,
+            "bias": self.bias,
+        }
+        return {**super().get_config(), **own}
+
+
+def _activation(name):
+    if name not in activation_names():
+        raise UserError(
+            f"activation must be one of {activation_names()}, got {name!r}."
+        )
+    function = getattr(keras.activations, name)
+    if name == "leaky_relu":
+        # Differs: Keras's slope is 0.2. The paper worked in PyTorch, which means 0.01.
+        return functools.partial(function, negative_slope=0.01)
+    return function
+
+
+def activation_names() -> list[str]:
+    """Returns the names of the activations a head accepts."""
+    names = [n for n in dir(keras.activations) if not n.startswith("_")]
+    return [
+        n
+        for n in names
+        if n not in _NOT_ACTIVATIONS and callable(getattr(keras.activations, n))
+    ]
+
+
+def _check_count(argument, value, least, most=None):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        expected = f"from {least} to {most}" if most else f"of at least {least}"
+        raise UserError(f"{argument} must be a whole number {expected}, got {value!r}.")

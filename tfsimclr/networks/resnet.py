@@ -1,0 +1,220 @@
+"""Residual networks that turn images into feature vectors."""
+
+import math
+import numbers
+
+import keras
+
+from tfsimclr.errors import UserError
+from tfsimclr.networks.norms import SplitBatchNormalization
+
+# Depth -> (block, blocks in each of the four stages).
+_ARCHITECTURES = {
+    10: ("basic", (1, 1, 1, 1)),
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+}
+# Stem -> by how much it shrinks the image. The stages shrink it by 8 more.
+_STEM_STRIDES = {"imagenet": 4, "medium": 2, "small": 1}
+
+DEPTHS = tuple(_ARCHITECTURES)
+STEMS = tuple(_STEM_STRIDES)
+
+
+def resnet(
+    depth: int = 18,
+    width: float = 1,
+    stem: str = "imagenet",
+    selective_kernel: bool = False,
+    name: str = "encoder",
+) -> keras.Model:
+    """Returns an untrained ResNet: images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
+
+    With `selective_kernel=False` it computes what torchvision's ResNet does (v1.5:
+    the 3x3 convolution of a bottleneck carries the stride), so weights copied layer
+    by layer give the same output. With `selective_kernel=True` it is SimCLRv2's
+    network: selective kernels in place of 3x3 convolutions, ResNet-D shortcuts and,
+    for the `imagenet` stem, three 3x3 convolutions in place of the 7x7.
+
+    Args:
+        depth: 10, 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
+        width: Positive multiplier of all channel counts; 0.25 suits a CPU.
+        stem: `imagenet` (7x7 stride 2, then max-pool), `medium` (3x3, then max-pool)
+            or `small` (3x3 alone). Take the largest for which the images are well
+            above `smallest_image(stem)`: `small` suits 32 px and costs 16 times as
+            much computing per pixel as `imagenet`.
+        selective_kernel: Whether to let each block choose between two kernels.
+        name: Name of the model.
+
+    Returns:
+        A functional model with d = 512 * width (basic) or 2048 * width (bottleneck).
+        h is float32 under the mixed-precision policies too.
+
+    Sources: He et al. 2015 (arXiv:1512.03385); Li et al. 2019 (arXiv:1903.06586),
+    section 3.1; He et al. 2018 (arXiv:1812.01187), section 4.1, model D; Chen et al.
+    2020 (arXiv:2006.10029), section 2.
+    """
+    _check(depth, width, stem)
+    block, blocks_per_stage = _ARCHITECTURES[depth]
+    images = keras.Input((None, None, 3), name="images")
+    x = _stem(images, stem, _channels(64, width), selective_kernel)
+    for stage, num_blocks in enumerate(blocks_per_stage):
+        filters = _channels(64 * 2**stage, width)
+        for i in range(num_blocks):
+            x = _block(
+                x,
+                filters,
+                stride=2 if stage > 0 and i == 0 else 1,
+                bottleneck=block == "bottleneck",
+                selective_kernel=selective_kernel,
+                name=f"stage{stage + 1}_block{i + 1}",
+            )
+    # Averaged in the type of the variables: the mean of many half-precision numbers
+    # deserves more than half precision, and it is one small map.
+    h = keras.layers.GlobalAveragePooling2D(
+        dtype=keras.config.dtype_policy().variable_dtype, name="h"
+    )(x)  # [n, d]
+    return keras.Model(images, h, name=name)
+
+
+def smallest_image(stem: str) -> int:
+    """Returns the smallest side, in pixels, that every stage can still shrink.
+
+    At this size the last stage sees a 2x2 map and leaves 1x1. The network runs on
+    smaller images too, but then whole stages see a single pixel and the 3x3 kernels
+    multiply zeros eight times out of nine.
+    """
+    _check_choice("stem", stem, STEMS)
+    # A stride of 2 with symmetric padding leaves ceil(side / 2). The stem and two of
+    # the three strided stages come before the last one: more than one map pixel is
+    # left when the side is more than their product.
+    return _STEM_STRIDES[stem] * 4 + 1
+
+
+def _check(depth, width, stem):
+    _check_choice("depth", depth, DEPTHS)
+    _check_choice("stem", stem, STEMS)
+    number = isinstance(width, numbers.Real) and not isinstance(width, bool)
+    if not number or not math.isfinite(width) or width <= 0:
+        raise UserError(
+            f"width must be a positive number, got width={width!r}. "
+            "1 is the published network; try 0.25 on a CPU."
+        )
+
+
+def _check_choice(argument, value, choices):
+    if value not in choices:
+        raise UserError(f"{argument} must be one of {choices}, got {value!r}.")
+
+
+def _channels(channels, width):
+    return max(1, round(channels * width))
+
+
+def _stem(x, stem, filters, selective_kernel):
+    if stem != "imagenet":
+        x = _conv_bn(x, filters, 3, 1, "stem")
+    elif selective_kernel:
+        half = _channels(filters, 0.5)
+        x = _conv_bn(x, half, 3, 2, "stem1")
+        x = _conv_bn(x, half, 3, 1, "stem2")
+        x = _conv_bn(x, filters, 3, 1, "stem3")
+    else:
+        x = _conv_bn(x, filters, 7, 2, "stem")
+    if stem == "small":
+        return x
+    # torch pads with -inf here. After a ReLU zeros do the same: nothing is below zero
+    # and every window holds at least one pixel of the map.
+    x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+    return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+
+
+def _block(x, filters, stride, bottleneck, selective_kernel, name):
+    """Returns relu(shortcut(x) + residual(x)), the two in the same shape."""
+    out_filters = 4 * filters if bottleneck else filters
+    shortcut = x
+    if stride > 1 or x.shape[-1] != out_filters:
+        shortcut = _shortcut(x, out_filters, stride, selective_kernel, name)
+    # Differs: SimCLRv2's code leaves basic blocks without selective kernels. Here the
+    # first convolution, which carries the stride, gets one: the flag should do what
+    # it says at every depth.
+    spatial = _selective_kernel if selective_kernel else _conv_bn_3x3
+    if bottleneck:
+        x = _conv_bn(x, filters, 1, 1, f"{name}_1")
+        x = spatial(x, filters, stride, f"{name}_2")
+        x = _conv_bn(x, out_filters, 1, 1, f"{name}_3", relu=False)
+    else:
+        x = spatial(x, filters, stride, f"{name}_1")
+        x = _conv_bn(x, filters, 3, 1, f"{name}_2", relu=False)
+    x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _shortcut(x, filters, stride, selective_kernel, name):
+    if selective_kernel:
+        # ResNet-D: the stride averages instead of dropping three pixels of four. At
+        # stride 1 SimCLRv2 averages as well, and so do we.
+        # Differs: for maps of odd size SimCLRv2 averages zeros into the last row and
+        # column; "same" averages only what is there. Even sizes agree.
+        x = keras.layers.AveragePooling2D(
+            2, stride, padding="same", name=f"{name}_shortcut_pool"
+        )(x)
+        stride = 1
+    return _conv_bn(x, filters, 1, stride, f"{name}_shortcut", relu=False)
+
+
+def _selective_kernel(x, filters, stride, name):
+    """Returns `[n, H', W', filters]`: per image and channel, a mix of two kernels.
+
+    Li et al. 2019, section 3.1, in the form of SimCLRv2: both kernels are 3x3 (one
+    convolution of twice the width) and the reduction ratio is 16, but at least 32.
+    """
+    x = _conv_bn_3x3(x, 2 * filters, stride, name)
+    stream_a, stream_b = keras.ops.split(x, 2, axis=-1)
+    context = keras.layers.GlobalAveragePooling2D(
+        keepdims=True, name=f"{name}_context"
+    )(stream_a + stream_b)  # [n, 1, 1, filters]
+    context = _conv_bn(context, max(filters // 16, 32), 1, 1, f"{name}_squeeze")
+    logits = _conv(context, 2 * filters, 1, 1, f"{name}_mix")
+    logits_a, logits_b = keras.ops.split(logits, 2, axis=-1)
+    # The softmax over two streams is the sigmoid of their difference.
+    share_a = keras.ops.sigmoid(logits_a - logits_b)  # [n, 1, 1, filters]
+    return stream_b + share_a * (stream_a - stream_b)
+
+
+def _conv_bn_3x3(x, filters, stride, name):
+    return _conv_bn(x, filters, 3, stride, name)
+
+
+def _conv_bn(x, filters, kernel_size, stride, name, relu=True):
+    x = _conv(x, filters, kernel_size, stride, name)
+    # Differs: SimCLR's code starts the scale of a block's last batch norm at zero,
+    # so that every block starts as its shortcut. The paper reproduced here used
+    # torchvision's default, ones; and with zeros the untrained encoder, one of the
+    # two floors of the evaluation, would be little more than its stem.
+    x = SplitBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def _conv(x, filters, kernel_size, stride, name):
+    # "same" pads an even side at the end only once there is a stride; torch pads both
+    # ends alike.
+    if stride > 1 and kernel_size > 1:
+        x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        stride,
+        padding="same" if stride == 1 else "valid",
+        use_bias=False,
+        # He et al. 2015 (arXiv:1502.01852), equation 14, as torchvision draws it. A
+        # new initializer each time: one with a seed repeats itself.
+        kernel_initializer=keras.initializers.VarianceScaling(
+            2.0, mode="fan_out", distribution="untruncated_normal"
+        ),
+        name=f"{name}_conv",
+    )(x)

@@ -1,0 +1,301 @@
+"""Every default that is not a constant, and every check of settings against each other.
+
+This module is the one answer to "what is the default of this setting, and where is it
+decided". `config.py` holds the constants, and None or "auto" for what is decided here.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfsimclr.data import batches
+from tfsimclr.data import dataset as datasets
+from tfsimclr.errors import UserError
+from tfsimclr.methods import METHODS
+from tfsimclr.networks import heads, norms
+from tfsimclr.networks.encoders import ENCODERS
+from tfsimclr.networks.names import feature_names
+from tfsimclr.settings.config import Config
+
+# The settings of the same name; the learning rate per scaling rule. LARS has SimCLR's
+# two bases, the others one rate at batch 128 under every rule.
+OPTIMIZER_DEFAULTS: dict[str, dict] = {
+    "adam": {
+        "learning_rate": {"none": 3e-4, "linear": 6e-4, "sqrt": 2.65e-5},
+        "learning_rate_scaling": "none",
+        "warmup_epochs": 0.0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+    },
+    "lars": {
+        "learning_rate": {"none": 0.3, "linear": 0.3, "sqrt": 0.075},
+        "learning_rate_scaling": "sqrt",
+        "warmup_epochs": 1.0,
+        "schedule": "cosine",
+        "weight_decay": 1e-6,
+    },
+    "sgd": {
+        "learning_rate": {"none": 0.03, "linear": 0.06, "sqrt": 2.65e-3},
+        "learning_rate_scaling": "none",
+        "warmup_epochs": 0.0,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+    },
+}
+
+
+def optimizer_defaults(name: str, rule: str | None, epochs: int) -> dict:
+    """Returns an optimizer's defaults as `{setting: value}`.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        rule: The scaling of the learning rate, or None for the optimizer's own.
+        epochs: Of the run; the warm-up takes a tenth of it at most, since one epoch of
+            warm-up would leave nothing of a run of one epoch.
+    """
+    defaults = dict(OPTIMIZER_DEFAULTS[name])
+    rates = defaults["learning_rate"]
+    defaults["learning_rate"] = rates[rule or defaults["learning_rate_scaling"]]
+    defaults["warmup_epochs"] = min(defaults["warmup_epochs"], epochs / 10)
+    return defaults
+
+
+# Setting -> the modes that use it; all modes use the others.
+_TRAINING = ("all", "pretrain", "finetune", "distill")
+MODES_OF_SETTING = {
+    "num_train_images": ("all", "evaluate", "finetune"),
+    "feature": ("all", "evaluate"),
+    "probe_epochs": ("all", "evaluate"),
+    "probe_optimizer": ("all", "evaluate"),
+    "probe_learning_rate": ("all", "evaluate"),
+    "probe_batch_size": ("all", "evaluate"),
+    "label_fraction": ("finetune", "distill"),
+    "finetune_layer": ("finetune", "distill"),
+    "finetune_epochs": ("finetune",),
+    "finetune_learning_rate": ("finetune",),
+    "finetune_batch_size": ("finetune",),
+    "finetune_seed": ("finetune", "distill"),
+    "memory_gb": ("plan",),
+    "keep_checkpoints": _TRAINING,
+    "checkpoint_minutes": _TRAINING,
+}
+# A fine-tuning with SimCLRv2's epochs is thousands of steps on ImageNet. On a hundred
+# images thirty epochs are thirty steps, after which the weights have hardly moved.
+MIN_FINETUNE_STEPS = 500
+
+
+def check(config: Config, given=frozenset(), typed=frozenset()) -> None:
+    """Checks the settings that can be judged without the data.
+
+    Args:
+        config: As the user gave it.
+        given: Names of the settings that the user set, also to their default.
+        typed: Those of them on the command line itself. A flagfile may serve several
+            modes; what is typed must mean something to this one.
+
+    Raises:
+        UserError: If a choice is unknown, or a setting means nothing to the method, the
+            encoder, the data set or the mode.
+    """
+    given = given | config.changed()
+    _check_choice("method", config.method, METHODS)
+    encoder = config.backbone or datasets.defaults(config.dataset, 1)["backbone"]
+    _check_choice("backbone", encoder, ENCODERS)
+    for setting, value, table in (
+        ("method", config.method, METHODS),
+        ("backbone", encoder, ENCODERS),
+    ):
+        some_use = {name for entry in table.values() for name in entry.uses}
+        for name in sorted(given & (some_use - set(table[value].uses))):
+            users = [key for key, entry in table.items() if name in entry.uses]
+            raise UserError(
+                f"--{name} means nothing to --{setting}={value}. Leave it out, or use "
+                f"--{setting}={users[0]}"
+                + (f" (or {', '.join(users[1:])})" if users[1:] else "")
+                + "."
+            )
+    if config.dataset == "textures" and "data_dir" in given and config.data_dir:
+        raise UserError(
+            f"--data_dir={config.data_dir} means nothing to --dataset=textures, whose "
+            "images are made by the program. Add --dataset=folder to use your images."
+        )
+    for name in sorted(typed & set(MODES_OF_SETTING)):
+        modes = MODES_OF_SETTING[name]
+        if config.mode not in modes:
+            raise UserError(
+                f"--{name} means nothing to --mode={config.mode}. Leave it out, or use "
+                f"--mode={' or '.join(modes)}."
+            )
+    _check_mode(config)
+
+
+def _check_choice(setting: str, value: str, choices) -> None:
+    if value not in choices:
+        raise UserError(f"--{setting} must be one of {tuple(choices)}, got {value!r}.")
+
+
+def _check_mode(config: Config) -> None:
+    layers = feature_names(config.proj_layers)[:-1]
+    if config.mode == "finetune" and config.finetune_layer not in (None, *layers):
+        raise UserError(
+            f"--finetune_layer must be one of {layers} with --proj_layers="
+            f"{config.proj_layers}, got {config.finetune_layer!r}."
+        )
+    if config.mode == "distill" and not config.teacher_dir:
+        raise UserError(
+            "--mode=distill needs --teacher_dir, a run folder with a fine-tuned "
+            "network (--mode=finetune)."
+        )
+    if config.teacher_dir and config.mode != "distill":
+        raise UserError(
+            f"--teacher_dir belongs to --mode=distill, got --mode={config.mode}. A "
+            "student is trained, scored and exported by that one mode."
+        )
+    if config.teacher_dir and config.teacher_dir == config.workdir:
+        raise UserError(
+            f"--teacher_dir and --workdir are both {config.workdir}. The student needs "
+            "a --workdir of its own."
+        )
+
+
+def resolve(config: Config, images: datasets.DataSet) -> Config:
+    """Returns the config with every default decided: data set, optimizer, device.
+
+    Args:
+        config: As the user gave it.
+        images: The data set that it names.
+
+    Raises:
+        UserError: If the settings do not fit each other or the data set.
+    """
+    check(config)
+    optimizer = optimizer_defaults(
+        config.optimizer, config.learning_rate_scaling, config.epochs
+    )
+    size = config.image_size or images.image_size
+    of_data = datasets.defaults(config.dataset, size)
+    config = config.replace_none(
+        **optimizer,
+        image_size=size,
+        backbone=of_data["backbone"],
+        width=of_data["width"],
+    )
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    auto = {
+        "stem": of_data["stem"],
+        "precision": auto_precision(),
+        "jit_compile": "true" if has_gpu else "false",
+    }
+    auto = {name: v for name, v in auto.items() if getattr(config, name) == "auto"}
+    config = dataclasses.replace(config, **auto)
+    encoder = ENCODERS[config.backbone]
+    smallest = encoder.smallest_image(dataclasses.asdict(config))
+    if size < smallest:
+        raise UserError(
+            f"--image_size={size} is too small for --stem={config.stem}, which needs at "
+            f"least {smallest}. Use --stem=small or larger views."
+        )
+    available = len(images.pretrain.images)
+    count = config.num_pretrain_images or available
+    if count > available:
+        raise UserError(
+            f"--num_pretrain_images={count} is more than the {available} images of "
+            f"{config.dataset}."
+        )
+    if config.batch_size > count:
+        raise UserError(
+            f"--batch_size={config.batch_size} is more than the {count} images to "
+            f"pretrain on. Use --batch_size={count} or less."
+        )
+    config = resolve_method(config, count)
+    # The head checks it too, but only after the run folder is made.
+    for name in ("proj_activation", "pred_activation"):
+        value = getattr(config, name)
+        if value is not None and value not in heads.activation_names():
+            raise UserError(
+                f"--{name} must be relu, tanh, leaky_relu or another Keras activation, "
+                f"got {value!r}."
+            )
+    return config
+
+
+def resolve_method(config: Config, num_images: int) -> Config:
+    """Returns the config with the method's defaults in place of None.
+
+    Args:
+        config: The config, of which the data set's defaults are decided.
+        num_images: Images to pretrain on.
+
+    Raises:
+        UserError: If a setting does not fit the batch or the number of images.
+    """
+    entry, batch = METHODS[config.method], config.batch_size
+    # A queue of nearly all images holds older keys of a query's own image.
+    queue = min(65536, num_images // 2) // batch * batch or batch
+    config = config.replace_none(**{"proj_batch_norm": "false", **entry.defaults})
+    if "queue_size" in entry.uses:
+        config = config.replace_none(queue_size=queue)
+    if "bn_groups" in entry.uses:
+        # Without a queue all keys are of the query's batch, so batch statistics do not
+        # tell the positive from the negatives.
+        groups = norms.default_bn_groups(batch) if config.queue_size else 1
+        config = config.replace_none(bn_groups=groups)
+    if "pred_layers" in entry.uses:
+        config = config.replace_none(
+            pred_layers=0 if config.queue_size else 2,
+            pred_activation=config.proj_activation,
+            pred_batch_norm=config.proj_batch_norm,
+        )
+    if config.queue_size and config.queue_size % batch:
+        raise UserError(
+            f"--queue_size must be a multiple of --batch_size={batch}, got "
+            f"{config.queue_size}. Use {config.queue_size // batch * batch or batch}."
+        )
+    if config.queue_size and config.queue_size >= num_images:
+        raise UserError(
+            f"--queue_size={config.queue_size} would hold every one of the "
+            f"{num_images} images, also a query's own. Use {queue} or less."
+        )
+    if config.bn_groups and batch % config.bn_groups:
+        raise UserError(
+            f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
+        )
+    if config.loss_block_rows and 2 * batch % config.loss_block_rows:
+        raise UserError(
+            f"--loss_block_rows must divide {2 * batch}, the rows of both views, got "
+            f"{config.loss_block_rows}."
+        )
+    return config
+
+
+def resolve_finetune(config: Config, num_images: int) -> Config:
+    """Returns the config with SimCLRv2's settings for those left open.
+
+    Args:
+        config: Resolved but for the fine-tuning.
+        num_images: Images with a label.
+
+    Source: Chen et al. 2020 (arXiv:2006.10029), section 3.1 and appendix B.
+    """
+    batch_size = min(config.finetune_batch_size, num_images)
+    steps = batches.steps_per_epoch(num_images, batch_size)
+    epochs = 60 if config.label_fraction < 0.1 else 30
+    wide = config.width > 1 or config.selective_kernel
+    on_h = config.label_fraction == 1 or config.proj_layers == 1
+    return config.replace_none(
+        finetune_layer="h" if on_h else "head_1",
+        finetune_epochs=max(epochs, -(-MIN_FINETUNE_STEPS // steps)),
+        finetune_learning_rate=0.002 if wide else 0.005,
+    )
+
+
+def auto_precision() -> str:
+    """Returns the fastest safe policy: mixed where the GPU has tensor cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "float32"
+    details = tf.config.experimental.get_device_details(gpus[0])
+    major, _ = details.get("compute_capability", (0, 0))
+    if major >= 8:
+        return "mixed_bfloat16"
+    return "mixed_float16" if major == 7 else "float32"

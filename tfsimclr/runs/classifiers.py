@@ -1,0 +1,212 @@
+"""Networks that end in a classifier, and the folders they are kept in."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from tfsimclr import build
+from tfsimclr.data import dataset as datasets
+from tfsimclr.data import sampling
+from tfsimclr.errors import UserError
+from tfsimclr.evaluation import metrics
+from tfsimclr.methods import classifier
+from tfsimclr.networks import heads
+from tfsimclr.networks.names import feature_names
+from tfsimclr.runs import results
+from tfsimclr.settings import config as configs
+from tfsimclr.settings.config import Config
+from tfsimclr.training import checkpoints
+from tfsimclr.views import random_view
+
+FOLDER = "finetuned"
+
+
+def name(labels: float, layer: str, seed: int) -> str:
+    """Returns the name of the folder of a fine-tuning."""
+    return f"labels-{labels:g}-{layer}-seed{seed}"
+
+
+def network(config: Config, layer: str, num_classes: int, made=classifier.Classifier):
+    """Returns an untrained network that ends in a classifier on a layer of the head.
+
+    Args:
+        config: Resolved; its precision and seed are those of the network.
+        layer: Of `feature_names`, but not z.
+        num_classes: Outputs of the classifier.
+        made: A class of `classifier`, or a function that takes the same arguments.
+    """
+    build.start(config)
+    encoder = build.encoder(config)
+    head = heads.ProjectionHead(
+        num_layers=feature_names(config.proj_layers).index(layer) + 1,
+        dim=num_classes,
+        hidden_dim=config.proj_hidden or None,
+        activation=config.proj_activation,
+        batch_norm=False if config.proj_batch_norm == "false" else "hidden",
+        bias=True,
+    )
+    views = random_view.Views(
+        image_size=config.image_size,
+        crop_min_area=config.crop_min_area,
+        jitter_strength=0.0,
+        flip=config.flip,
+        grayscale=0.0,
+    )
+    return made(encoder, head, views)
+
+
+def description(config: Config, layer: str, class_names, **about) -> dict:
+    """Returns what a checkpoint must hold for `load` and `is_finished`."""
+    return {
+        "settings": dataclasses.asdict(config),
+        "layer": layer,
+        "class_names": list(class_names),
+        **about,
+    }
+
+
+def is_finished(folder: pathlib.Path, part: str, about: dict) -> bool:
+    """Returns whether a folder holds a network that is trained and scored.
+
+    Args:
+        folder: Need not exist.
+        part: "finetune" or "distill".
+        about: What the network is to be.
+
+    Raises:
+        UserError: If it holds another one.
+    """
+    found = checkpoints.load_latest(folder / "checkpoints")
+    if found is None:
+        return False
+    before = found[1].get(part, {})
+    differences = [
+        f"{key} {before.get(key)} there, {about[key]} here"
+        for key in about
+        if before.get(key) != about[key]
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds another network: {'; '.join(differences)}. Give the same "
+            "flags, or remove that folder to train it again."
+        )
+    result = _result(folder)
+    if part not in result:
+        return False
+    print(f"Finished before: {folder}, top-1 {_percent(result['top1'])}.")
+    return True
+
+
+def finish(
+    folder: pathlib.Path, part: str, about: dict, dataset: datasets.DataSet
+) -> dict:
+    """Scores a trained network on the whole test set; writes and returns result.json.
+
+    Without labels, or with none of the classes that the network knows, the scores are
+    None.
+
+    Args:
+        folder: Of the network.
+        part: "finetune" or "distill": where `about` stands in the result.
+        about: What was done.
+        dataset: Whose test images are scored.
+    """
+    model, meta = load(folder)
+    top1 = top5 = None
+    if dataset.has_labels and list(dataset.class_names) == meta["class_names"]:
+        rows = sampling.labelled_rows(dataset.test)
+        labels = dataset.test.labels[rows]
+        logits = [*model.features(dataset.test.images[rows]).values()][-1]
+        top1 = metrics.top_k_accuracy(logits, labels, 1)
+        top5 = metrics.top_k_accuracy(logits, labels, min(5, dataset.num_classes))
+    about = {
+        **about,
+        "encoder_parameters": model.encoder.count_params(),
+        "top1": top1,
+        "top5": top5,
+    }
+    config = settings(meta)
+    result = results.content(config, meta, {})
+    result["training"] = result.pop("pretrain")
+    del result["features"], result["feature"]
+    result = {**result, part: about, "top1": top1}
+    # One of before, if the checkpoint was damaged and the network is another now.
+    shutil.rmtree(folder / "saved_model", ignore_errors=True)
+    results.write(folder / "result.json", result)
+    print(f"{folder}: top-1 {_percent(top1)}, top-5 {_percent(top5)}.", flush=True)
+    return result
+
+
+def settings(meta: dict, **changes) -> Config:
+    """Returns the config with which the network of a checkpoint was trained."""
+    return configs.from_saved(meta["settings"], **changes)
+
+
+def load(folder: pathlib.Path, precision: str = "float32"):
+    """Returns the network of a folder and the meta of its checkpoint.
+
+    Called on images in 0-1 it returns one output for each of `layers`, then the logits.
+
+    Raises:
+        UserError: If the folder has no whole checkpoint.
+    """
+    found = checkpoints.load_latest(folder / "checkpoints")
+    if found is None:
+        raise UserError(
+            f"{folder} has no checkpoint of a network with a classifier. Make it again "
+            "by the command that made it."
+        )
+    arrays, meta = found
+    config = settings(meta, precision=precision)
+    model = network(config, meta["layer"], len(meta["class_names"]))
+    checkpoints.restore(model, arrays)
+    return model, meta
+
+
+def layers(meta: dict) -> tuple[str, ...]:
+    """Returns the names of the outputs of a network before its logits."""
+    names = feature_names(settings(meta).proj_layers)
+    return names[: names.index(meta["layer"]) + 1]
+
+
+def teacher_folder(config: Config) -> pathlib.Path:
+    """Returns the folder of the network that `--teacher_dir` and its flags choose.
+
+    That of a student is its run folder. Of a run it is the fine-tuning with `--label_fraction`,
+    `--finetune_seed` and, if given, `--finetune_layer`.
+
+    Raises:
+        UserError: If there is none, or more than one.
+    """
+    run = pathlib.Path(config.teacher_dir)
+    if "distill" in _result(run):
+        return run
+    there = sorted(path for path in run.glob(f"{FOLDER}/*") if _result(path))
+    if not there:
+        raise UserError(
+            f"--teacher_dir={run} has no fine-tuned network. Make one: --mode=finetune "
+            f"--flagfile={run}/flags.txt --label_fraction={config.label_fraction:g}."
+        )
+    pattern = name(
+        config.label_fraction, config.finetune_layer or "*", config.finetune_seed
+    )
+    fitting = [path for path in there if path.match(pattern)]
+    if len(fitting) != 1:
+        raise UserError(
+            f"--teacher_dir={run} has {len(fitting) or 'no'} fine-tuned networks "
+            f"{pattern}, expected one. Choose by --label_fraction, --finetune_layer and "
+            f"--finetune_seed among: {', '.join(path.name for path in there)}."
+        )
+    return fitting[0]
+
+
+def _result(folder: pathlib.Path) -> dict:
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _percent(share: float | None) -> str:
+    return "unknown (no labels)" if share is None else f"{share:.2%}"

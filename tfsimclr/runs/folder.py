@@ -1,0 +1,174 @@
+"""The folder of a run: made, or recognised as the one to continue."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import pathlib
+import shutil
+import sys
+
+from tfsimclr import __version__, files
+from tfsimclr.errors import UserError
+from tfsimclr.settings import config as configs
+from tfsimclr.settings.config import Config
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def prepare(config: Config) -> pathlib.Path:
+    """Returns the run folder, with flags.txt; creates it or checks that it matches.
+
+    Raises:
+        UserError: If the folder belongs to other settings, is no run folder, or
+            cannot be used.
+    """
+    path = pathlib.Path(config.workdir)
+    if not _is_utf8(config.workdir):
+        raise UserError(
+            f"--workdir={config.workdir!r} is not UTF-8, as TensorFlow's files "
+            "must be. Name another."
+        )
+    try:
+        return _prepare(config, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # another remedy
+        raise UserError(
+            f"the run folder {path} cannot be used: {error.strerror or error}. Make it "
+            "writable, or name another --workdir."
+        ) from error
+
+
+def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
+    flags_file = path / "flags.txt"
+    known = flags_file.exists()
+    if not known and path.exists() and not _is_fresh(path):
+        raise UserError(
+            f"--workdir={path} exists and is not a run folder (it has no flags.txt). "
+            "Name a new or empty folder."
+        )
+    if not known and config.mode in ("evaluate", "export", "finetune"):
+        raise UserError(
+            f"--mode={config.mode} needs a run to work on, and {path} is none. Name "
+            "one with --workdir, and give the flags of its flags.txt "
+            "(--flagfile=<run>/flags.txt)."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    # Without the mode: the file says what the run is, not what was done to it last.
+    lines = [line for line in config.lines() if not line.startswith("--mode=")]
+    text = "\n".join([f"# tfsimclr {__version__}", *lines]) + "\n"
+    with lock(path):
+        if flags_file.exists():  # also one that another process has just made
+            _check_same(config, flags_file)
+        files.write_atomically(flags_file, text.encode(errors="surrogateescape"))
+        _remove_leftovers(path)
+    return path
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path):
+    """Holds a run folder for this process; frees it however the process ends.
+
+    On a disk that has no locks, as some network disks, it warns and goes on: what is
+    written is whole even so.
+
+    Raises:
+        UserError: If another process holds it; the message names it.
+    """
+    with open(path / ".lock", "a+", encoding="utf-8", errors="replace") as file:
+        try:
+            # The kernel frees it with the process, so a lock cannot go stale.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{path} is in use by process {file.read().strip() or 'unknown'}. Wait "
+                "for it, stop it, or name another --workdir."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _warn_without_lock(path)
+        with files.disk_errors(path / ".lock"):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        yield
+
+
+@functools.cache  # the folder is locked twice
+def _warn_without_lock(path: pathlib.Path) -> None:
+    print(
+        f"Warning: the disk of {path} has no file locks. See to it that no second "
+        "process uses this folder, or name a --workdir on another disk.",
+        file=sys.stderr,
+    )
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """Removes what killed processes have left; the folder must be locked."""
+    for folder in (path, path / "features", *path.glob("finetuned/*")):
+        files.remove_leftovers(folder)
+        for partial in folder.glob(".saved_model-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_same(config: Config, flags_file: pathlib.Path) -> None:
+    try:
+        text = flags_file.read_text(encoding="utf-8", errors="surrogateescape")
+    except IsADirectoryError:
+        text = ""
+    header, *lines = text.split("\n")
+    if not header.startswith("# tfsimclr "):
+        raise UserError(
+            f"{flags_file} was not written by tfsimclr, so {flags_file.parent} is no "
+            "run folder. Name a new or empty --workdir."
+        )
+    version = header.removeprefix("# tfsimclr ").strip()
+    if _numbers(version) > _numbers(__version__):
+        raise UserError(
+            f"{flags_file.parent} was made by tfsimclr {version}, this is "
+            f"{__version__}. Update tfsimclr or name another --workdir."
+        )
+    lines = [line for line in lines if line and not line.startswith("#")]
+    for line in lines:
+        if not line.startswith("--") or "=" not in line:
+            raise UserError(
+                f"{flags_file} is damaged: expected --name=value, got {line!r}. Put "
+                "that right, or name another --workdir."
+            )
+    before = configs.rename_old(dict(line[2:].split("=", 1) for line in lines))
+    now = config.pretraining()
+    differences = [
+        f"--{name}={before[name]} there, --{name}={now[name]} here"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+    if differences:
+        raise UserError(
+            f"{flags_file.parent} holds a run of other settings: "
+            f"{'; '.join(differences)}. Give the same flags (--flagfile={flags_file}) "
+            "to continue it, or another --workdir."
+        )
+
+
+def _is_fresh(path: pathlib.Path) -> bool:
+    """Whether a folder is empty but for what a run killed at its beginning left."""
+    if not path.is_dir():
+        return False
+    return all(
+        inner.name.startswith((".lock", ".partial-")) for inner in path.iterdir()
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""result.json: what a run was and what it gave."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr import __version__, files
+from tfsimclr.settings.config import Config
+
+
+def content(config: Config, meta: dict, scores: dict) -> dict:
+    """Returns the content of result.json.
+
+    Args:
+        config: Resolved.
+        meta: Of the checkpoint that was scored.
+        scores: Of every feature; empty where there are no labels.
+    """
+    rates = [row["images_per_second"] for row in meta["rows"]]
+    reported = scores.get(config.feature)
+    return {
+        "config": dataclasses.asdict(config),
+        "versions": {
+            "tfsimclr": __version__,
+            "python": sys.version.split()[0],
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "seed": config.seed,
+        "git_commit": git_commit(),
+        "device": device(),
+        "pretrain": {
+            "epochs": len(meta["rows"]),
+            "steps": meta["step"],
+            "seconds": meta["seconds"],
+            "images_per_second": float(np.median(rates)) if rates else None,
+            "peak_memory_bytes": meta["peak_memory_bytes"],
+        },
+        "features": scores,
+        "feature": config.feature,
+        "top1": reported["top1"] if reported else None,
+    }
+
+
+def device() -> str:
+    """Returns the name of the first GPU, or "CPU"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the checkout this file lies in, or None outside one.
+
+    It ends in `-dirty` if files differ from it, other than those under results/, which
+    measurements write.
+    """
+    here = pathlib.Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=10)
+    try:
+        # Installed into an environment inside some other repository we are not tracked.
+        run([*git, "ls-files", "--error-unmatch", here.name], check=True)
+        done = run([*git, "describe", "--always", "--abbrev=12"], check=True)
+        code = ["--", ":(top)", ":(top,exclude)results"]
+        changed = run([*git, "diff", "--quiet", "HEAD", *code]).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() + "-dirty" * bool(changed)
+
+
+def write(path: pathlib.Path, result: dict) -> None:
+    """Writes result.json atomically."""
+    text = json.dumps(result, indent=2) + "\n"
+    files.write_atomically(path, text.encode())

@@ -1,0 +1,490 @@
+"""The settings of a run: one frozen dataclass from which the flags are generated."""
+
+import dataclasses
+import hashlib
+import os
+
+from absl import flags
+
+from tfsimclr.errors import UserError
+from tfsimclr.networks.names import feature_names
+from tfsimclr.settings import options
+from tfsimclr.settings.options import option
+
+# Old name of a setting -> its name. The old flags keep working.
+ALIASES = {
+    "labels": "label_fraction",
+    "finetune_from": "finetune_layer",
+    "teacher": "teacher_dir",
+    "ema": "ema_decay",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run; checked on construction.
+
+    Raises:
+        UserError: If a value is outside its range or two settings contradict.
+    """
+
+    # What to do
+
+    mode: str = option(
+        "all",
+        "What to do: all is pretrain, evaluate, export in turn; the others do one part "
+        "on the run folder. finetune learns from --label_fraction after that; distill makes a "
+        "student of a fine-tuned --teacher_dir. plan makes none: it tries ten steps and "
+        "prints what the run would take of memory and time.",
+        choices=(
+            *("all", "pretrain", "evaluate", "export"),
+            *("finetune", "distill", "plan"),
+        ),
+        pretraining=False,
+    )
+    workdir: str = option(
+        "",
+        "Run folder; created, or resumed if its settings match. Default: "
+        "runs/<method>-<dataset>-<hash of the settings>, so that the same command "
+        "continues and another one starts afresh.",
+        pretraining=False,
+    )
+
+    # Data
+
+    dataset: str = option(
+        "textures",
+        "textures (made by the program), folder (your images, see --data_dir), or the "
+        "name of a TensorFlow Datasets image data set: stl10, cifar10, ...",
+    )
+    data_dir: str = option(
+        "", "The image folder, or the folder that holds TensorFlow Datasets' data."
+    )
+    cache_dir: str = option(
+        "",
+        "Where prepared images are kept; default ~/.cache/tfsimclr. Name a larger disk "
+        "if the images, at image_size^2 * 3 bytes each, do not fit.",
+        pretraining=False,
+    )
+    num_pretrain_images: int = option(
+        0, "Pretrain on this many images, drawn once; 0 is all. For trials.", minimum=0
+    )
+    num_train_images: int = option(
+        0,
+        "Train the linear classifier on this many labelled images, drawn once; 0 is "
+        "all. The test set is always scored whole.",
+        minimum=0,
+        pretraining=False,
+    )
+
+    # Encoder
+
+    backbone: str | None = option(
+        None,
+        "Encoder: resnet10, 18, 34, 50, 101, 152 or 200; default from the data set. "
+        "Deeper is better and slower.",
+    )
+    width: float | None = option(
+        None,
+        "Multiplies the encoder's channels; default from the data set. 0.25 for a CPU, "
+        "2 or 3 for SimCLRv2's wide networks.",
+        greater_than=0,
+        maximum=8,
+    )
+    selective_kernel: bool = option(
+        False, "Selective kernels (SimCLRv2): better and about twice as slow."
+    )
+    stem: str = option(
+        "auto",
+        "First layers: imagenet (7x7 stride 2, pool), medium (3x3, pool) or small "
+        "(3x3, no pool); auto takes the data set's. Small images want a small stem.",
+        choices=("auto", "imagenet", "medium", "small"),
+    )
+    image_size: int | None = option(
+        None,
+        "Side of a view in pixels; default from the data set.",
+        minimum=8,
+        maximum=1024,
+    )
+
+    # Run
+
+    batch_size: int = option(
+        128,
+        "Images per step; each yields two views and 2B - 2 negatives.",
+        greater_than=1,
+    )
+    epochs: int = option(40, "Passes over the pretraining images.", greater_than=0)
+    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)
+
+    # Method
+
+    method: str = option(
+        "simclr",
+        "Self-supervised method: simclr (negatives from the batch), moco (from a "
+        "queue), byol or simsiam (no negatives).",
+    )
+    temperature: float = option(
+        0.5,
+        "Softmax temperature of the loss; smaller is sharper. In --mode=distill that "
+        "of teacher and student: SimCLRv2 has 0.1 for the same network, 1 for a "
+        "smaller one, and finds little difference between.",
+        greater_than=0,
+    )
+    loss: str = option(
+        "nt_xent",
+        "Loss of simclr: nt_xent, or without the positive in the denominator dcl and "
+        "its weighted form dclw, for small batches.",
+        choices=("nt_xent", "dcl", "dclw"),
+    )
+    loss_block_rows: int = option(
+        0,
+        "Rows of simclr's similarities at a time, a divisor of twice the batch; 0 is "
+        "all. Saves memory where the batch is in the thousands.",
+        minimum=0,
+    )
+    ema_decay: float | None = option(
+        None,
+        "EMA decay of the momentum encoder (moco, and simclr if above 0) or target "
+        "network (byol). Default: moco 0.999, byol 0.996, simclr 0 (no momentum "
+        "encoder). 0.99 suits runs of a few thousand steps.",
+        minimum=0,
+        maximum=1,
+    )
+    ema_schedule: str | None = option(
+        None,
+        "EMA decay over the run: constant, or cosine, which rises from --ema_decay to "
+        "1. Default: byol cosine, others constant.",
+        choices=("constant", "cosine"),
+    )
+    queue_size: int | None = option(
+        None,
+        "Keys in moco's queue, a multiple of the batch size. 0 takes the negatives from "
+        "the batch, as MoCo v3. Default: 65536, at most half of the images.",
+        minimum=0,
+    )
+    bn_groups: int | None = option(
+        None,
+        "Sub-batches over which moco runs batch norm (Shuffling BN on one device). "
+        "Default: the fewest for which a query's and its key's sub-batch share only "
+        "that image; 1, which is plain batch norm, without a queue.",
+        minimum=1,
+    )
+
+    # Projection head
+
+    proj_layers: int = option(
+        2,
+        "Layers of the projection head; more help small batches.",
+        minimum=1,
+        maximum=8,
+    )
+    proj_dim: int = option(64, "Width of z, the head's output.", greater_than=0)
+    proj_hidden: int = option(
+        0, "Width of the head's hidden layers; 0 is the encoder's width.", minimum=0
+    )
+    proj_activation: str = option(
+        "relu",
+        "Activation of the head: relu, tanh, leaky_relu (slope 0.01, as in the "
+        "study) or any Keras name.",
+    )
+    proj_batch_norm: str | None = option(
+        None,
+        "Batch norm in the projection head: true, after every layer, as in SimCLR's own "
+        "code; hidden, not after the last, as in BYOL; false, as in the study. Default: "
+        "byol hidden, simsiam true, others false.",
+        choices=("false", "true", "hidden"),
+    )
+
+    # Predictor
+
+    pred_layers: int | None = option(
+        None,
+        "Layers of the predictor that follows z; 0 is no predictor. Default: byol and "
+        "simsiam 2, moco 0 with a queue and 2 without.",
+        minimum=0,
+        maximum=8,
+    )
+    pred_hidden: int = option(
+        0,
+        "Width of the predictor's hidden layers; 0 is that of the head's. simsiam wants "
+        "a bottleneck: a quarter of --proj_dim.",
+        minimum=0,
+    )
+    pred_activation: str | None = option(
+        None,
+        "Activation of the predictor's hidden layers; default --proj_activation.",
+        since="0.2",
+    )
+    pred_batch_norm: str | None = option(
+        None,
+        "Batch norm in the predictor: true, hidden or false, as --proj_batch_norm. "
+        "Default: simsiam hidden, others --proj_batch_norm.",
+        choices=("false", "true", "hidden"),
+        since="0.2",
+    )
+
+    # Optimizer
+
+    optimizer: str = option(
+        "adam",
+        "Optimizer of the pretraining; lars scales each layer's step by its weights.",
+        choices=("adam", "lars", "sgd"),
+    )
+    learning_rate: float | None = option(
+        None,
+        "Learning rate before scaling. Default: adam 3e-4, sgd 0.03, lars 0.3 (none, "
+        "linear) or 0.075 (sqrt).",
+        greater_than=0,
+    )
+    learning_rate_scaling: str | None = option(
+        None,
+        "Scaling of the rate with the batch: none, linear (rate * batch / 256) or sqrt "
+        "(rate * sqrt(batch)). Default: lars sqrt, others none.",
+        choices=("none", "linear", "sqrt"),
+    )
+    warmup_epochs: float | None = option(
+        None, "Epochs of linear warm-up. Default: lars 1, others 0.", minimum=0
+    )
+    schedule: str | None = option(
+        None,
+        "Learning rate after the warm-up. Default: adam constant, others cosine.",
+        choices=("constant", "cosine"),
+    )
+    weight_decay: float | None = option(
+        None,
+        "Decay of kernels: in LARS added to the gradient inside the trust ratio, "
+        "otherwise decoupled. Default: lars 1e-6, sgd 1e-4, adam 0.",
+        minimum=0,
+    )
+
+    # Arithmetic
+
+    precision: str = option(
+        "auto",
+        "Type of the network's arithmetic; auto is mixed precision where the GPU has "
+        "tensor cores and float32 elsewhere.",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    jit_compile: str = option(
+        "auto",
+        "Compile the step with XLA; auto does on a GPU.",
+        choices=("auto", "true", "false"),
+    )
+    deterministic: bool = option(
+        False,
+        "Use deterministic ops only, so that two runs give the same bits; slower.",
+    )
+
+    # Views
+
+    crop_min_area: float = option(
+        0.08,
+        "Smallest crop as a share of the image's area. Raise it where crops lose the "
+        "subject.",
+        greater_than=0,
+        maximum=1,
+    )
+    jitter_strength: float = option(
+        1.0, "Strength of the colour jitter; 0 is none.", minimum=0, maximum=2
+    )
+    blur: float = option(
+        0.0, "Probability of Gaussian blur; 0.5 for large images.", minimum=0, maximum=1
+    )
+    flip: bool = option(
+        True, "Mirror half of the views; false where left and right differ."
+    )
+    grayscale: float = option(0.2, "Probability of a grey view.", minimum=0, maximum=1)
+
+    # Evaluation
+
+    feature: str = option(
+        "h",
+        "Frozen feature of the reported classifier: h, head_1, ..., z. All are scored.",
+        pretraining=False,
+    )
+    probe_epochs: int = option(
+        100, "Epochs of the linear classifier.", greater_than=0, pretraining=False
+    )
+    probe_optimizer: str = option(
+        "adam",
+        "Optimizer of the linear classifier.",
+        choices=("adam", "sgd", "lars"),
+        pretraining=False,
+    )
+    probe_learning_rate: float = option(
+        0.0,
+        "Learning rate of the linear classifier; 0 chooses it on a tenth of the "
+        "training labels, held out.",
+        minimum=0,
+        pretraining=False,
+    )
+    probe_batch_size: int = option(
+        256, "Batch size of the linear classifier.", greater_than=0, pretraining=False
+    )
+
+    # Fine-tuning and distillation (SimCLRv2)
+
+    label_fraction: float = option(
+        0.1,
+        "Share of the labelled training images, the same of every class and at least "
+        "one image, that --mode=finetune learns from; in --mode=distill the share that "
+        "the teacher learned from.",
+        greater_than=0,
+        maximum=1,
+        pretraining=False,
+    )
+    finetune_layer: str | None = option(
+        None,
+        "Layer of the head that the classifier of --mode=finetune is put on: h, "
+        "head_1, ...; not z, which has no activation. What lies behind it is dropped. "
+        "Default, as in SimCLRv2: h with all labels, else head_1 (with one layer h).",
+        pretraining=False,
+    )
+    finetune_epochs: int | None = option(
+        None,
+        "Passes over the labelled images of --mode=finetune. Default: 60 below a tenth "
+        "of the labels, else 30, as in SimCLRv2, but at least 500 steps.",
+        greater_than=0,
+        pretraining=False,
+    )
+    finetune_learning_rate: float | None = option(
+        None,
+        "Learning rate of LARS in --mode=finetune, times the square root of the batch. "
+        "Default, as in SimCLRv2: 0.005, and 0.002 for encoders that are wider than 1 "
+        "or have selective kernels.",
+        greater_than=0,
+        pretraining=False,
+    )
+    finetune_batch_size: int = option(
+        128,
+        "Images per step of --mode=finetune; at most all of them.",
+        greater_than=0,
+        pretraining=False,
+    )
+    finetune_seed: int = option(
+        0,
+        "Seed of --mode=finetune: which images keep their label, their order and "
+        "views. Run several; in --mode=distill the teacher's.",
+        minimum=0,
+        maximum=2**31 - 1,
+        pretraining=False,
+    )
+    teacher_dir: str = option(
+        "",
+        "Run folder whose fine-tuned network --mode=distill teaches to this one, which "
+        "becomes a run of its own; or the run folder of another student.",
+    )
+
+    # Planning
+
+    memory_gb: float = option(
+        0.0,
+        "Memory for which --mode=plan finds the largest batch, in GB (10^9 bytes); 0 "
+        "is all that the GPU, or else the machine, has.",
+        minimum=0,
+        pretraining=False,
+    )
+
+    # Checkpoints
+
+    keep_checkpoints: int = option(
+        2, "How many checkpoints to keep.", greater_than=0, pretraining=False
+    )
+    checkpoint_minutes: float = option(
+        15.0,
+        "Save at least this often, besides after every epoch.",
+        greater_than=0,
+        pretraining=False,
+    )
+
+    def __post_init__(self):
+        options.check(self)
+        allowed = feature_names(self.proj_layers)
+        if self.feature not in allowed:
+            raise UserError(
+                f"--feature must be one of {allowed} with --proj_layers="
+                f"{self.proj_layers}, got {self.feature!r}."
+            )
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup_epochs must be below --epochs={self.epochs}, got "
+                f"{self.warmup_epochs}."
+            )
+        if self.dataset == "folder" and not self.data_dir:
+            raise UserError(
+                "--dataset=folder needs --data_dir, the folder with your images."
+            )
+
+    def replace_none(self, **values) -> "Config":
+        """Returns the config with `values` for those of the settings that are None."""
+        missing = {k: v for k, v in values.items() if getattr(self, k) is None}
+        return dataclasses.replace(self, **missing)
+
+    def changed(self) -> frozenset[str]:
+        """Returns the names of the settings that differ from their default."""
+        return frozenset(
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+
+    def lines(self) -> list[str]:
+        """Returns the settings as lines of a flagfile."""
+        values = dataclasses.asdict(self)
+        return [
+            f"--{k}={options.to_flag_value(v)}"
+            for k, v in values.items()
+            if v is not None
+        ]
+
+    def pretraining(self) -> dict[str, str]:
+        """Returns the settings that a run folder is tied to, as text."""
+        return {
+            field.name: options.to_flag_value(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.metadata["pretraining"]
+        }
+
+    def default_workdir(self) -> str:
+        """Returns runs/<method>-<dataset>-<hash of the settings>."""
+        old_names = {name: old for old, name in ALIASES.items()}
+        newer = {
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["since"] and getattr(self, field.name) == field.default
+        }
+        # Under the names of the first version, so that its run folders are found.
+        named = sorted(
+            (old_names.get(name, name), value)
+            for name, value in self.pretraining().items()
+            if name not in newer
+        )
+        digest = hashlib.sha256(repr(named).encode()).hexdigest()[:8]
+        return os.path.join("runs", f"{self.method}-{self.dataset}-{digest}")
+
+
+def rename_old(settings: dict) -> dict:
+    """Returns settings of a file of an older version under today's names."""
+    return {ALIASES.get(name, name): value for name, value in settings.items()}
+
+
+def from_saved(settings: dict, **changes) -> Config:
+    """Returns the config of a checkpoint or result.json, also of an older version."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    saved = {k: v for k, v in rename_old(settings).items() if k in known}
+    return Config(**{**saved, **changes})
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one absl flag for every field of `Config`, and the old names."""
+    options.define_flags(Config, values, ALIASES)
+
+
+def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
+    """Returns the config that the parsed flags describe; paths become absolute."""
+    given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
+    for name in ("workdir", "data_dir", "cache_dir", "teacher_dir"):
+        if given[name] and "\0" not in given[name]:  # a null byte is refused below
+            given[name] = os.path.abspath(os.path.expanduser(given[name]))
+    return Config(**given)

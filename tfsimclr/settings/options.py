@@ -1,0 +1,126 @@
+"""Dataclass fields that are also command-line flags."""
+
+import dataclasses
+import math
+import types
+import typing
+
+from absl import flags
+
+from tfsimclr.errors import UserError
+
+
+def option(
+    default,
+    help,
+    choices=None,
+    greater_than=None,
+    minimum=None,
+    maximum=None,
+    pretraining=True,
+    since=None,
+):
+    """Returns a dataclass field that is also a flag.
+
+    Args:
+        default: Its default; None means "decided by the data set or the optimizer".
+        help: Meaning, unit, and when one would change it.
+        choices: The values allowed, if few.
+        greater_than: The value must be greater than this.
+        minimum: The value must be at least this.
+        maximum: The value must be at most this.
+        pretraining: Whether the setting changes the pretraining. A run folder is tied to
+            these settings.
+        since: Version that added the setting, if not the first. At its default it is
+            left out of the default run folder's name, so that older runs are found.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "greater_than": greater_than,
+        "minimum": minimum,
+        "maximum": maximum,
+        "pretraining": pretraining,
+        "since": since,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def define_flags(
+    config_class: type, values: flags.FlagValues, aliases: dict[str, str]
+) -> None:
+    """Defines one absl flag for every field of a dataclass of options.
+
+    Args:
+        config_class: The dataclass.
+        values: Where the flags are defined.
+        aliases: `{old name: field name}`; the old names keep working.
+    """
+    makers: dict = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(config_class):
+        help = field.metadata["help"]
+        if field.metadata["choices"]:
+            help += " One of: " + ", ".join(field.metadata["choices"]) + "."
+        makers[field_type(field)](field.name, field.default, help, flag_values=values)
+    for old, name in aliases.items():
+        flags.DEFINE_alias(old, name, flag_values=values)
+
+
+def check(config) -> None:
+    """Raises a ValueError that names the first option outside its range.
+
+    Whole numbers of options that are floats become floats, and truth values of options
+    that are text become that text.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) and to_flag_value(value) in (
+            field.metadata["choices"] or ()
+        ):
+            value = to_flag_value(value)
+            object.__setattr__(config, field.name, value)
+        problem = validation_error(field, value)
+        if problem:
+            raise UserError(f"--{field.name} must be {problem}, got {value!r}.")
+        if field_type(field) is float and value is not None:
+            # 1 and 1.0 are one setting, also as text, by which runs are told apart.
+            object.__setattr__(config, field.name, float(value))
+
+
+def to_flag_value(value) -> str:
+    """Returns an option's value as it stands behind the `=` of its flag."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def field_type(field: dataclasses.Field) -> type:
+    if isinstance(field.type, types.UnionType):
+        return typing.get_args(field.type)[0]
+    return typing.cast(type, field.type)
+
+
+def validation_error(field: dataclasses.Field, value) -> str | None:
+    """Returns what the value should have been, or None if it is fine."""
+    kind, limits = field_type(field), field.metadata
+    if value is None and field.default is None:
+        return None
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        return kind.__name__
+    if limits["choices"] and value not in limits["choices"]:
+        return f"one of {limits['choices']}"
+    if kind is float and not math.isfinite(value):
+        return "a finite number"
+    if limits["greater_than"] is not None and not value > limits["greater_than"]:
+        return f"above {limits['above']}"
+    if limits["minimum"] is not None and not value >= limits["minimum"]:
+        return f"at least {limits['least']}"
+    if limits["maximum"] is not None and not value <= limits["maximum"]:
+        return f"at most {limits['most']}"
+    if kind is str and any(character in value for character in "\n\r\0"):
+        return "a single line"
+    return None
