@@ -56,8 +56,8 @@ def load_latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | No
 
     A damaged one is named on stderr and passed over for the one before.
     """
-    files = _files(folder)
-    for path in files:
+    paths = _files(folder)
+    for path in paths:
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -65,7 +65,7 @@ def load_latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | No
                 raise
             content = b""  # lies on a bad place of the disk
         if files.sha256(content)[:16] != _NAME.match(path.name)[2]:
-            rest = "none is left" if path == files[-1] else "trying the one before"
+            rest = "none is left" if path == paths[-1] else "trying the one before"
             print(
                 f"Checkpoint {path} is damaged (its checksum differs) and passed over; "
                 f"{rest}.",
@@ -144,8 +144,8 @@ def hash_weights(model) -> str:
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a folder, newest first."""
-    files = [path for path in folder.glob("step-*.npz") if _NAME.match(path.name)]
-    return sorted(files, reverse=True)
+    paths = [path for path in folder.glob("step-*.npz") if _NAME.match(path.name)]
+    return sorted(paths, reverse=True)
 
 
 def _step(path: pathlib.Path) -> int:
