@@ -177,3 +177,38 @@ def test_top1_against_keys_leaves_out_the_own_key():
     assert float(metrics.contrastive_top1(z, z, keys=(near, near))) == 1.0
     far = np.roll(z, 1, axis=0)
     assert float(metrics.contrastive_top1(z, z, keys=(far, far))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "label", "right_from"),
+    [
+        ([3, 2, 1], 0, 1),
+        ([3, 2, 1], 1, 2),
+        ([3, 2, 1], 2, 3),
+        ([1, 1, 1], 0, 3),  # all equal: no credit for the first place
+        ([2, 2, 1], 0, 2),
+        ([2, 2, 1], 1, 2),
+        ([-np.inf, 0, 1], 0, 3),
+    ],
+)
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_and_its_ties(scores, label, right_from, k):
+    accuracy = metrics.top_k_accuracy(
+        np.array([scores], "float32"), np.array([label]), k
+    )
+    assert accuracy == (1.0 if k >= right_from else 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_matches_a_loop(k):
+    generator = np.random.default_rng(0)
+    scores, labels = generator.normal(size=(200, 7)), generator.integers(0, 7, 200)
+    hits = [y in np.argsort(-s)[:k] for s, y in zip(scores, labels, strict=True)]
+    assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(np.mean(hits))
+
+
+@pytest.mark.parametrize("broken", [np.nan, [0.0, np.nan, 1.0], [np.nan, 0.0, 1.0]])
+def test_scores_that_are_not_numbers_count_as_wrong(broken):
+    # Otherwise a classifier that diverged would be 100 % right.
+    scores = np.broadcast_to(np.array(broken, "float32"), (6, 3))
+    assert metrics.top_k_accuracy(scores, np.zeros(6, int), 1) == 0.0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsimclr import build, losses
+from tfsimclr import build, losses, resolve
 from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
 from tfsimclr.methods import classifier
@@ -150,22 +150,25 @@ def test_teacher_and_student_see_the_same_view():
     student = small(
         classifier.Student, teacher=lambda view: seen.append(view) or view[:, 0, 0]
     )
-    view, answer = student.inputs(tf.constant(pictures(4)), None)
+    view, answer = student.prepare_batch(tf.constant(pictures(4)), None)
     assert seen[0] is view
     np.testing.assert_array_equal(answer, view[:, 0, 0])
-    other, _ = student.inputs(tf.constant(pictures(4)), None)
+    other, _ = student.prepare_batch(tf.constant(pictures(4)), None)
     np.testing.assert_array_equal(other, view)  # of the same seed and step
     student.step.assign_add(1)
-    assert np.abs(student.inputs(tf.constant(pictures(4)), None)[0] - view).max() > 0.1
+    assert (
+        np.abs(student.prepare_batch(tf.constant(pictures(4)), None)[0] - view).max()
+        > 0.1
+    )
 
 
 def test_labels_in_a_batch_change_nothing():
     student = small(classifier.Student, teacher=lambda view: view[:, 0, 0])
     images = tf.constant(pictures(4))
+    unlabelled = student.prepare_batch(images, None)
     for labels in (np.zeros(4), np.arange(4)):
-        for ours, theirs in zip(
-            student.inputs(images, labels), student.inputs(images, None), strict=True
-        ):
+        labelled = student.prepare_batch(images, labels)
+        for ours, theirs in zip(labelled, unlabelled, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -362,7 +365,7 @@ def test_a_run_without_a_fine_tuned_network_says_what_to_do(finished):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "distill"}, "--mode=distill needs --teacher"),
+        ({"mode": "distill"}, "--mode=distill needs --teacher_dir"),
         (
             {"mode": "all", "teacher_dir": "/t"},
             "--teacher_dir belongs to --mode=distill",
@@ -373,12 +376,12 @@ def test_a_run_without_a_fine_tuned_network_says_what_to_do(finished):
 )
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Config(**settings).check_mode()
+        resolve.check(Config(**settings))
 
 
 def test_a_student_is_a_run_of_its_own():
     config = Config(mode="distill", teacher_dir="/t", workdir="/s")
-    config.check_mode()
+    resolve.check(config)
     other = dataclasses.replace(config, teacher_dir="/other")
     assert config.default_workdir() != other.default_workdir()
     assert "teacher_dir" in config.pretraining()

@@ -403,10 +403,10 @@ def test_without_labels_it_is_refused(finished):
 def test_the_layer_must_be_one_of_the_head(layer):
     config = Config(mode="finetune", proj_layers=3, finetune_layer=layer)
     with pytest.raises(ValueError, match="--finetune_layer must be one of") as error:
-        config.check_mode()
+        resolve.check(config)
     assert "'head_2')" in str(error.value) and repr(layer) in str(error.value)
-    dataclasses.replace(config, finetune_layer="head_2").check_mode()
-    dataclasses.replace(config, mode="all").check_mode()  # it means nothing there
+    resolve.check(dataclasses.replace(config, finetune_layer="head_2"))
+    resolve.check(dataclasses.replace(config, mode="all"))  # not used in that mode
 
 
 def test_it_needs_a_run(tmp_path):

@@ -1,4 +1,4 @@
-"""The twin: starts as a copy, follows by its decay, and learns nothing itself."""
+"""Momentum networks: copies of the online networks that follow them by EMA."""
 
 import math
 
@@ -29,77 +29,79 @@ def shift(network, by):
         variable.assign_add(tf.fill(variable.shape, by))
 
 
-def test_it_starts_as_a_copy_of_its_own():
+def test_it_starts_as_a_copy_with_weights_of_its_own():
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([encoder, head], 0.9)
-    np.testing.assert_array_equal(twin(IMAGES), head(encoder(IMAGES))[-1])
+    target = momentum.MomentumNetwork([encoder, head], 0.9)
+    np.testing.assert_array_equal(target(IMAGES), head(encoder(IMAGES))[-1])
     shift(encoder, 0.1)
-    assert np.abs(twin(IMAGES) - head(encoder(IMAGES))[-1]).max() > 1e-3
+    assert np.abs(target(IMAGES) - head(encoder(IMAGES))[-1]).max() > 1e-3
 
 
 def test_three_updates_are_a_moving_average():
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([encoder, head], 0.75)
-    wanted = values([*encoder.trainable_variables, *head.trainable_variables])
+    target = momentum.MomentumNetwork([encoder, head], 0.75)
+    expected = values([*encoder.trainable_variables, *head.trainable_variables])
     for step in range(3):
         shift(encoder, 0.1 * (step + 1))
         shift(head, -0.2)
         now = values([*encoder.trainable_variables, *head.trainable_variables])
-        wanted = [0.75 * old + 0.25 * new for old, new in zip(wanted, now, strict=True)]
-        twin.update(step)
-    for variable, value in zip(twin.trainable_variables, wanted, strict=True):
+        expected = [
+            0.75 * old + 0.25 * new for old, new in zip(expected, now, strict=True)
+        ]
+        target.update(step)
+    for variable, value in zip(target.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(variable, value, atol=1e-6)
 
 
-def test_batch_statistics_follow_the_twin_s_own_batches():
-    """With `trainable = False` they would never move (Keras)."""
+def test_moving_statistics_follow_the_batches_of_the_target_network():
+    """Keras would not update them in a layer with `trainable = False`."""
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([encoder, head], 0.5)
-    before = values(twin.non_trainable_variables)
+    target = momentum.MomentumNetwork([encoder, head], 0.5)
+    before = values(target.non_trainable_variables)
     assert before
     encoder(IMAGES, training=True)
-    twin.update(0)
-    for old, now in zip(before, values(twin.non_trainable_variables), strict=True):
+    target.update(0)
+    for old, now in zip(before, values(target.non_trainable_variables), strict=True):
         np.testing.assert_array_equal(old, now)
-    twin(IMAGES, training=True)
-    for old, now in zip(before, values(twin.non_trainable_variables), strict=True):
+    target(IMAGES, training=True)
+    for old, now in zip(before, values(target.non_trainable_variables), strict=True):
         assert np.abs(old - now).max() > 0
 
 
 @pytest.mark.parametrize("decay,moves", [(1.0, False), (0.0, True)])
 def test_the_ends_of_the_decay(decay, moves):
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([encoder, head], decay)
-    before = values(twin.trainable_variables)
+    target = momentum.MomentumNetwork([encoder, head], decay)
+    before = values(target.trainable_variables)
     shift(encoder, 0.3)
     shift(head, 0.3)
-    twin.update(0)
+    target.update(0)
     now = values([*encoder.trainable_variables, *head.trainable_variables])
-    wanted = now if moves else before
-    for variable, value in zip(twin.trainable_variables, wanted, strict=True):
+    expected = now if moves else before
+    for variable, value in zip(target.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(variable, value, atol=1e-6)
 
 
-def test_no_gradient_reaches_the_twin_or_passes_it():
+def test_no_gradient_reaches_the_target_or_passes_it():
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([encoder, head], 0.9)
+    target = momentum.MomentumNetwork([encoder, head], 0.9)
     images = tf.constant(IMAGES)
     with tf.GradientTape() as tape:
         tape.watch(images)
-        loss = tf.reduce_sum(twin(images, training=True))
-    watched = [images, *(v.value for v in twin.trainable_variables)]
+        loss = tf.reduce_sum(target(images, training=True))
+    watched = [images, *(v.value for v in target.trainable_variables)]
     assert all(gradient is None for gradient in tape.gradient(loss, watched))
 
 
 def test_the_cosine_rises_to_one():
     encoder, head = networks()
-    twin = momentum.MomentumNetwork([head], 0.996, total_steps=100)
+    target = momentum.MomentumNetwork([head], 0.996, "cosine", total_steps=100)
     for step in (0, 1, 50, 99, 100, 1000):
         share = (math.cos(math.pi * min(step / 100, 1)) + 1) / 2
-        wanted = 1 - (1 - 0.996) * share
-        np.testing.assert_allclose(twin.decay_at(step), wanted, atol=1e-7)
-    assert float(twin.decay_at(0)) == pytest.approx(0.996)
-    assert float(twin.decay_at(100)) == 1.0
+        expected = 1 - (1 - 0.996) * share
+        np.testing.assert_allclose(target.decay_at(step), expected, atol=1e-7)
+    assert float(target.decay_at(0)) == pytest.approx(0.996)
+    assert float(target.decay_at(100)) == 1.0
     constant = momentum.MomentumNetwork([head], 0.996)
     assert float(constant.decay_at(10**6)) == pytest.approx(0.996)
 

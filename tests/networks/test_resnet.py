@@ -11,18 +11,18 @@ import tensorflow as tf
 
 from tfsimclr.networks import resnet
 
-ROOT = pathlib.Path(__file__).parents[2]
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 def load_script(name):
-    path = ROOT / "scripts" / f"{name}.py"
+    path = DATA / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-reference = load_script("torchvision_reference")
+reference = load_script("make_torchvision")
 
 
 def pixels(n, side, seed=0):
@@ -88,7 +88,7 @@ def fill(model):
 
 @pytest.mark.parametrize("network", reference.NETWORKS)
 def test_weights_of_torchvision_give_its_output(network):
-    expected = np.load(ROOT / "tests/data/torchvision_resnet.npz")
+    expected = np.load(DATA / "torchvision_resnet.npz")
     model = resnet.resnet(depth=int(network.removeprefix("resnet")))
     fill(model)
     for height, width in reference.SIZES:

@@ -1,3 +1,5 @@
+"""Colour maps against Pillow, TensorFlow Addons and a slow step-by-step version."""
+
 import colorsys
 import itertools
 import pathlib
@@ -26,7 +28,7 @@ def photographs():
 
 
 def recolored(images, jitter, grayscale=False, clip=True):
-    """Returns images `[n, h, w, 3]` in 0-1 with one jitter, or one for each."""
+    """Returns images `[n, h, w, 3]` in 0-1 after one jitter, or one jitter each."""
     n = len(images)
     jitter = np.broadcast_to(np.array(jitter, "float32"), [n, 4])
     grayscale = np.broadcast_to(grayscale, [n])
@@ -40,7 +42,7 @@ def recolored(images, jitter, grayscale=False, clip=True):
 @pytest.mark.parametrize("operation", [0, 1, 2])
 @pytest.mark.parametrize("factor", [0.2, 0.7, 1.3])
 def test_matches_pillow_where_nothing_clips(photographs, operation, factor):
-    """Pillow rounds the mean, the grey and the result to bytes: at most 1.5 of 255."""
+    """Pillow rounds mean, gray image and result to bytes: at most 1.5 of 255 apart."""
     enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     gentle = (60 + photographs * 0.45).astype("uint8")
     jitter = list(NEUTRAL)
@@ -58,9 +60,9 @@ def test_matches_pillow_where_nothing_clips(photographs, operation, factor):
 @pytest.mark.parametrize("case", range(len(ADDONS["color_hue_saturation_value"])))
 def test_hue_saturation_and_value_match_tensorflow_addons(case):
     hue, saturation, value = ADDONS["color_hue_saturation_value"][case]
-    jitter = (value, 1.0, saturation, -hue)  # Addons turns red towards blue
+    jitter = (value, 1.0, saturation, -hue)  # Addons rotates hue in the other direction
     ours = recolored(ADDONS["images"], jitter, clip=False)
-    # Addons writes the inverse of its matrix with a few digits: 3e-4 at most.
+    # Addons rounds the inverse of its matrix, which changes values by up to 3e-4.
     np.testing.assert_allclose(ours, ADDONS["colored"][case], atol=5e-4)
     assert np.abs(ours - ADDONS["images"]).max() > 0.05
 
@@ -79,7 +81,7 @@ def turn_hue_in_yiq(image, turns):
 
 
 def step_by_step(image, jitter, order, turn_hue, clip):
-    """Returns one image in 0-1 after the operations in turn, as torchvision has it."""
+    """Returns an image in 0-1 after the operations in an order, as in torchvision."""
     for operation in order:
         value = float(jitter[operation])
         grey = (image @ LUMA)[..., None]
@@ -99,7 +101,7 @@ def step_by_step(image, jitter, order, turn_hue, clip):
 @pytest.mark.parametrize("grayscale", [False, True])
 @pytest.mark.parametrize("order", list(itertools.permutations(OPERATIONS)))
 def test_every_order_gives_the_same_map(photographs, order, grayscale):
-    """So drawing an order for every image would change nothing."""
+    """So a random order for every image would change nothing."""
     jitter = (1.6, 0.4, 1.3, -0.17)
     ours = recolored(photographs / 255, jitter, grayscale, clip=False)
     for image, our in zip(photographs / 255, ours, strict=True):
@@ -118,7 +120,7 @@ def test_grayscale_comes_after_the_jitter(photographs):
 
 
 def distances(photographs, jitters, orders):
-    """Returns the mean distance to the slow twin and that between neighbours' views."""
+    """Returns the mean distances to the slow version and between two jitters."""
     to_slow, between = [], []
     for photograph in photographs / 255:
         ours = recolored(np.stack([photograph] * len(jitters)), jitters)
@@ -133,11 +135,11 @@ def distances(photographs, jitters, orders):
     "strength,hue,bound", [(1.0, False, 0.006), (1.0, True, 0.03), (0.5, True, 0.024)]
 )
 def test_is_close_to_clipping_in_between(photographs, strength, hue, bound):
-    """Measured means of |difference| per pixel and channel, values in 0-1.
+    """The bounds are above the measured mean |difference|, values in 0-1.
 
-    At strength 1 it is 0.0254: 0.0042 without hue, which is the clipping, and the rest
-    comes with turning hue in YIQ instead of HSV. At strength 0.5 it is 0.0197. Two
-    jitters of one photograph are 0.192 and 0.105 apart.
+    At strength 1 it is 0.0254. Clipping accounts for 0.0042 (measured without hue), the
+    hue rotation in YIQ instead of HSV for the rest. At strength 0.5 it is 0.0197. Two
+    random jitters of one photograph differ by 0.192 and 0.105.
     """
     draws = random_view.uniform([0, 3], random_view.JITTER, [48, 5])
     jitters = color.random_jitter(draws, strength).numpy()

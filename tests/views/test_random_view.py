@@ -1,3 +1,5 @@
+"""Random views against the formula, Pillow, and the distributions they draw from."""
+
 import keras
 import numpy as np
 import pytest
@@ -63,10 +65,10 @@ def test_xla_agrees_with_eager(photographs, image_size, options):
 def test_matches_the_formula_in_numpy(photographs, image_size, options):
     views = random_view.Views(image_size, **options)
     rows, columns = (
-        m.numpy().astype("float64") for m in views.geometry(photographs, SEED)
+        m.numpy().astype("float64") for m in views.resize_matrices(photographs, SEED)
     )
     expected = np.einsum("nyh,nhwc,nxw->nyxc", rows, photographs / 255, columns)
-    maps = views.colors(tf.constant(expected * 255, tf.float32), SEED)
+    maps = views.color_maps(tf.constant(expected * 255, tf.float32), SEED)
     if maps is not None:
         maps = maps.numpy() / [1, 1, 1, 255]
         expected = np.einsum("nij,nyxj->nyxi", maps[:, :, :3], expected)
@@ -92,15 +94,15 @@ def test_a_view_is_a_function_of_the_seed(photographs):
         assert (difference > 0.01).all()
 
 
-def test_every_image_draws_its_own_parameters(photographs):
+def test_every_image_has_random_parameters_of_its_own(photographs):
     views = random_view.Views(32, blur=1.0)
     same = np.repeat(photographs[:1], 64, axis=0)
-    rows, columns = views.geometry(same, SEED)
+    rows, columns = views.resize_matrices(same, SEED)
     resampled = random_view.resample_images(same, rows, columns)
-    maps = views.colors(resampled, SEED).numpy()
-    for drawn in (rows.numpy(), columns.numpy()):
-        assert len(np.unique(drawn.reshape(64, -1), axis=0)) == 64
-    # One in five has no jitter, and two with no jitter share their map.
+    maps = views.color_maps(resampled, SEED).numpy()
+    for matrices in (rows.numpy(), columns.numpy()):
+        assert len(np.unique(matrices.reshape(64, -1), axis=0)) == 64
+    # A fifth of the images has no jitter, so those have equal colour maps.
     assert len(np.unique(maps.reshape(64, -1), axis=0)) > 40
 
 
@@ -111,7 +113,7 @@ def test_an_image_has_the_same_view_in_a_batch_of_another_size(photographs):
 
 
 def gradient_images(n):
-    """Images that tell a mirrored from a plain view, and colour from grey."""
+    """Returns images on which a flip and a change to gray can be detected."""
     ramp = np.linspace(40, 200, 16)
     image = np.stack(
         [np.tile(ramp, [16, 1]), np.full([16, 16], 90), 0 * ramp + ramp[:, None]], 2
@@ -120,29 +122,29 @@ def gradient_images(n):
 
 
 @pytest.mark.parametrize("flip,expected", [(True, 0.5), (False, 0.0)])
-def test_share_of_mirrored_views(flip, expected):
+def test_share_of_flipped_views(flip, expected):
     views = random_view.Views(8, flip=flip, jitter_strength=0.0, grayscale=0.0)
     view = views(gradient_images(4000), SEED).numpy()
-    mirrored = view[:, :, 0, 0].mean(axis=1) > view[:, :, -1, 0].mean(axis=1)
-    assert abs(mirrored.mean() - expected) < 0.032  # four deviations
+    flipped = view[:, :, 0, 0].mean(axis=1) > view[:, :, -1, 0].mean(axis=1)
+    assert abs(flipped.mean() - expected) < 0.032  # four deviations
     assert (view[:, 0, :, 2].mean(axis=1) < view[:, -1, :, 2].mean(axis=1)).all()
 
 
 @pytest.mark.parametrize("grayscale", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("jitter_strength", [0.0, 0.5])
-def test_share_of_grey_views(grayscale, jitter_strength):
+def test_share_of_gray_views(grayscale, jitter_strength):
     views = random_view.Views(8, grayscale=grayscale, jitter_strength=jitter_strength)
     view = views(gradient_images(4000), SEED).numpy()
-    grey = np.ptp(view, axis=3).max(axis=(1, 2)) < 1e-5
-    assert abs(grey.mean() - grayscale) < 0.026  # four deviations
+    gray = np.ptp(view, axis=3).max(axis=(1, 2)) < 1e-5
+    assert abs(gray.mean() - grayscale) < 0.026  # four deviations
 
 
 @pytest.mark.parametrize("blur", [0.0, 0.4, 1.0])
 def test_share_of_blurred_views(blur):
     views = random_view.Views(16, blur=blur, crop_min_area=1.0, flip=False)
     images = np.zeros([4000, 16, 16, 3], "uint8")
-    rows, _ = views.geometry(images, SEED)
-    # Sigma below 0.2 (one blur in twenty) does not move a pixel by 1e-5.
+    rows, _ = views.resize_matrices(images, SEED)
+    # A sigma below 0.2 (5 % of the blurs) changes no pixel by 1e-5.
     identity = np.abs(rows.numpy() - np.eye(16)).max(axis=(1, 2)) < 1e-5
     assert abs((1 - identity.mean()) - 0.945 * blur) < 0.034 * bool(blur) + 1e-9
 
@@ -187,13 +189,13 @@ def test_survives_a_round_trip_through_its_config(photographs, options):
         ("grayscale", 2),
     ],
 )
-def test_refuses_what_it_cannot_do(name, value):
+def test_arguments_out_of_range_are_errors(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
         random_view.Views(**{"image_size": 32, name: value})
 
 
 @pytest.mark.parametrize("shape", [(60, 80, 3), (2, 60, 80, 1), (2, 60, 80)])
-def test_refuses_what_is_no_batch_of_rgb_images(shape):
+def test_anything_but_a_batch_of_rgb_images_is_an_error(shape):
     with pytest.raises(ValueError, match="batch of RGB images"):
         random_view.Views(32)(np.zeros(shape, "uint8"), SEED)
     with pytest.raises(ValueError, match="batch of RGB images"):
@@ -209,7 +211,7 @@ def test_plain_view_is_pillows_resize_of_the_central_square(photographs, size, t
         square = image[10:70] if tall else image[:, 10:70]
         theirs = Image.fromarray(np.ascontiguousarray(square))
         theirs = theirs.resize((size, size), Image.Resampling.BILINEAR)
-        # Pixels beside the square count in ours: the outermost ones may differ.
+        # Ours also uses pixels outside the square, so the outermost two may differ.
         inner = np.abs(our - np.asarray(theirs, "float32"))[2:-2, 2:-2]
         assert inner.mean() <= 0.5
         assert inner.max() <= 1.5

@@ -1,3 +1,5 @@
+"""Resize matrices against Pillow and TensorFlow Addons; crops against torchvision."""
+
 import pathlib
 
 import numpy as np
@@ -29,10 +31,10 @@ def resized(images, box, size, kernel):
 
 
 def blur_matrix(sigma, size, radius):
-    """Blurs a whole axis at its own size, which leaves only the blur."""
-    taps = resample.blur_kernels(sigma, radius)
+    """Returns matrices that only blur: a whole axis resized to its own size."""
+    kernels = resample.blur_kernels(sigma, radius)
     start, stop = np.zeros(len(sigma), "float32"), np.full(len(sigma), size, "float32")
-    return resample.resize_matrices(start, stop, size, size, taps=taps)
+    return resample.resize_matrices(start, stop, size, size, kernels=kernels)
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -49,10 +51,10 @@ def blur_matrix(sigma, size, radius):
     ],
 )
 def test_resize_matches_pillow(photographs, kernel, box, size):
-    """Pillow rounds to bytes, and clips, after each axis.
+    """Pillow rounds to bytes and clips after each axis; we do neither.
 
-    The mean difference is 0 to 0.32 of 255. The largest is 1.0 for bilinear; bicubic
-    overshoots, where a clip in between counts, and reaches 8.2.
+    The mean difference is 0 to 0.32 of 255. The largest is 1.0 for bilinear and 8.2
+    for bicubic, whose overshoot Pillow clips between the axes.
     """
     ours = np.clip(resized(photographs, box, size, kernel), 0, 255)
     for photograph, our in zip(photographs, ours, strict=True):
@@ -63,12 +65,12 @@ def test_resize_matches_pillow(photographs, kernel, box, size):
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
-def test_stop_before_start_mirrors(kernel):
+def test_stop_before_start_flips(kernel):
     start, stop = np.float32([3.25, 30.0]), np.float32([20.5, 1.0])
     plain = resample.resize_matrices(start, stop, 12, 32, kernel)
-    mirrored = resample.resize_matrices(stop, start, 12, 32, kernel)
-    np.testing.assert_allclose(mirrored, plain[:, ::-1], atol=1e-5)
-    assert np.abs(mirrored - plain).max() > 0.1
+    flipped = resample.resize_matrices(stop, start, 12, 32, kernel)
+    np.testing.assert_allclose(flipped, plain[:, ::-1], atol=1e-5)
+    assert np.abs(flipped - plain).max() > 0.1
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -83,49 +85,51 @@ def test_whole_axis_at_its_own_size_is_the_identity(kernel):
     [
         (96, 96, True),
         (96, 128, True),  # down
-        (97, 97, True),  # spare rows in the last block
+        (97, 97, True),  # padding rows in the last block
         (50, 300, True),
         (96, 20, False),
         (16, 16, False),
         (2, 90, False),
     ],
 )
-def test_windows_are_the_matrix(size, in_size, narrow, radius):
-    """With crops at either end, of the whole axis, of one pixel, mirrored."""
+def test_banded_matrices_equal_the_full_ones(size, in_size, narrow, radius):
+    """For crops at both ends of the axis, of all of it, of one pixel, and flipped."""
     rng = np.random.default_rng(0)
     edges = np.sort(rng.uniform(0, in_size, [40, 2]), axis=1)
     edges[:4] = [0, in_size], [0, 1], [in_size - 1, in_size], [0.3, in_size - 0.3]
     edges = np.concatenate([edges, edges[:, ::-1]]).astype("float32")
-    taps = None
+    kernels = None
     if radius:
         sigma = resample.random_sigmas(rng.random([80, 2], "float32"), 0.7)
-        taps = resample.blur_kernels(sigma, min(radius, size - 1))
+        kernels = resample.blur_kernels(sigma, min(radius, size - 1))
     start, stop = edges.T
     images = rng.integers(0, 256, [80, in_size, 7], dtype="uint8")
-    matrices = resample.resize_matrices(start, stop, size, in_size, taps=taps)
-    windows = resample.banded_resize_matrices(start, stop, size, in_size, taps=taps)
-    assert (windows.weights.shape[3] < 0.7 * in_size) is narrow
+    matrices = resample.resize_matrices(start, stop, size, in_size, kernels=kernels)
+    banded = resample.banded_resize_matrices(
+        start, stop, size, in_size, kernels=kernels
+    )
+    assert (banded.weights.shape[3] < 0.7 * in_size) is narrow
     expected = resample.multiply(matrices, images)
-    turned = np.swapaxes(images, 1, 2)
+    transposed = np.swapaxes(images, 1, 2)
     for product in (
-        resample.multiply(windows, images),
-        resample.multiply(windows, turned, transpose=True),
-        resample.multiply(matrices, turned, transpose=True),
+        resample.multiply(banded, images),
+        resample.multiply(banded, transposed, transpose=True),
+        resample.multiply(matrices, transposed, transpose=True),
     ):
         np.testing.assert_allclose(product, expected, atol=255e-5)
 
 
 @pytest.mark.parametrize("case", range(len(ADDONS["blur_taps_sigma"])))
 def test_blur_matches_tensorflow_addons(case):
-    taps, sigma = ADDONS["blur_taps_sigma"][case]
+    kernel_size, sigma = ADDONS["blur_taps_sigma"][case]
     images, expected = ADDONS["images"], ADDONS["blurred"][case]
     rows, columns = (
-        blur_matrix(np.float32([sigma]), size, int(taps) // 2)
+        blur_matrix(np.float32([sigma]), size, int(kernel_size) // 2)
         for size in images.shape[1:3]
     )
     blurred = random_view.resample_images(images, rows, columns)
     np.testing.assert_allclose(blurred, expected, atol=1e-5)
-    if sigma > 0.3:  # below, the kernel is all but the identity
+    if sigma > 0.3:  # a smaller sigma is almost the identity
         assert np.abs(expected - images).max() > 0.1
 
 
@@ -138,12 +142,14 @@ def test_each_image_has_its_own_blur_and_sigma_0_is_none():
     assert blurs[2, 16, 16] < 0.25
 
 
-@pytest.mark.parametrize("size,taps", [(1, 1), (2, 3), (32, 3), (96, 9), (224, 23)])
-def test_blur_kernel_is_a_tenth_of_the_image(size, taps):
+@pytest.mark.parametrize(
+    "size,kernel_size", [(1, 1), (2, 3), (32, 3), (96, 9), (224, 23)]
+)
+def test_blur_kernel_is_a_tenth_of_the_image(size, kernel_size):
     radius = resample.blur_radius(size)
-    assert 2 * radius + 1 == taps
+    assert 2 * radius + 1 == kernel_size
     matrix = blur_matrix(np.float32([1.0]), size, radius)[0].numpy()
-    assert (matrix[size // 2] > 0).sum() <= taps
+    assert (matrix[size // 2] > 0).sum() <= kernel_size
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-6)
 
 
@@ -182,7 +188,7 @@ def features(boxes, height, width):
         "middle y": (top + bottom) / 2,
         "middle x": (left + right) / 2,
     }
-    # The boxes after ten failures are all alike, and have to compare as equal.
+    # Rounded, so that the fallback boxes, which are all the same, compare as equal.
     return {name: np.round(value, 4) for name, value in values.items()}
 
 

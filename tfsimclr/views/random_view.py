@@ -1,7 +1,7 @@
-"""Random views of a batch of images, as linear algebra on the device.
+"""Random views of a batch of images, computed as matrix products on the device.
 
-A view is `clip(C (R_y X R_x^T) + c, 0, 1)`: the matrices R of resample.py crop, resize,
-mirror and blur, the maps C and c of color.py change the colours.
+A view of an image X is `clip(C (R_y X R_x^T) + c, 0, 1)`. The matrices R (resample.py)
+crop, resize, flip and blur; the affine map C, c (color.py) changes the colours.
 """
 
 import keras
@@ -10,45 +10,58 @@ import tensorflow as tf
 from tfsimclr.errors import UserError
 from tfsimclr.views import color, resample
 
-# No two of them share their random numbers.
+# Folded into the seed, so that each random choice has random numbers of its own.
 CROP, FLIP, BLUR, JITTER, GRAYSCALE = range(5)
 
 
 def uniform(seed, purpose: int, shape) -> tf.Tensor:
     """Returns float32 numbers uniform in [0, 1), a function of seed and purpose.
 
-    `tf.random.stateless_uniform` makes floats of other bits of the same numbers under
-    XLA than without; its integers agree.
+    Built from random integers: the floats of `tf.random.stateless_uniform` differ with
+    and without XLA for the same seed, its integers do not.
+
+    Args:
+        seed: int32 `[2]`.
+        purpose: Which random choice the numbers are for: `CROP`, `FLIP`, ...
+        shape: Shape of the result.
     """
     seed = tf.random.experimental.stateless_fold_in(seed, purpose, alg="philox")
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
-    bits = tf.bitwise.right_shift(bits, 8)  # 24 bits with a sign: exact in float32
+    bits = tf.bitwise.right_shift(bits, 8)  # signed 24-bit: exact in float32
     return tf.cast(bits, tf.float32) * 2.0**-24 + 0.5
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class Views:
-    """Makes one random view of every image of a batch, as SimCLR draws them.
+    """The random augmentation of SimCLR for a batch of images.
 
-    Every image draws its own parameters, and all that is drawn is a function of the
-    seed. Resizing is bilinear, torchvision's default, with which the accuracies on
-    STL-10 that we compare with were measured.
+    Random resized crop, horizontal flip, Gaussian blur, colour jitter and grayscale.
+    Every image gets random parameters of its own, all a function of the seed. Resizing
+    is bilinear: the published STL-10 accuracies that we compare with were measured
+    with torchvision's default.
 
         views = Views(96)
         view_a, view_b = views(images, [0, 0]), views(images, [0, 1])
 
-    Differs: values are clipped once, at the end, and hue turns in YIQ instead of HSV.
+    Differs: values are clipped once, after all operations, and hue is rotated in YIQ
+    instead of HSV.
 
     Args:
-        image_size: Pixels of a side of a view.
+        image_size: Side of a view in pixels.
         crop_min_area: Smallest crop as a share of the image's area, above 0, at most 1.
-        jitter_strength: Strength of the colour jitter, which four of five images get:
-            brightness, contrast and saturation vary by 0.8 of it, hue by 0.2 turns.
+        jitter_strength: Strength of the colour jitter, applied with probability 0.8:
+            brightness, contrast and saturation change by a factor of 1 +- 0.8 strength,
+            hue by +- 0.2 strength turns. 0 switches it off.
         blur: Probability of a Gaussian blur with sigma 0.1 to 2 pixels.
-        flip: Whether to mirror left and right with probability 0.5.
-        grayscale: Probability of a grey view.
+        flip: Whether to flip left and right with probability 0.5.
+        grayscale: Probability of a gray view.
+
+    Raises:
+        UserError: If an argument is out of range.
+
+    Source: Chen et al. 2020 (arXiv:2002.05709), section 3 and appendix A.
     """
 
     def __init__(
@@ -85,29 +98,34 @@ class Views:
         self.grayscale = float(grayscale)
 
     def __call__(self, images, seed):
-        """Returns a view of each image.
+        """Returns one random view of each image.
 
         Args:
             images: `[n, H, W, 3]`, uint8, or float in 0-255.
-            seed: int32 `[2]`.
+            seed: int32 `[2]`; the same seed gives the same views.
 
         Returns:
             `[n, image_size, image_size, 3]`, float32 in 0-1.
         """
-        images = _checked(images)
-        # Up to three blocks, gathering the windows costs what the products save.
-        windows = self.image_size > 3 * resample.BLOCK
-        rows, columns = self.geometry(images, seed, windows)
+        images = _rgb_batch(images)
+        # With three blocks or fewer, banded products save no more time than gathering
+        # their windows takes.
+        banded = self.image_size > 3 * resample.BLOCK
+        rows, columns = self.resize_matrices(images, seed, banded)
         resampled = resample_images(images, rows, columns)
-        return apply_color_maps(resampled, self.colors(resampled, seed))
+        return apply_color_maps(resampled, self.color_maps(resampled, seed))
 
-    def geometry(self, images, seed, windows: bool = False):
-        """Returns the matrices `[n, s, H]` and `[n, s, W]` of a batch.
+    def resize_matrices(self, images, seed, banded: bool = False):
+        """Returns the matrices that crop, resize, flip and blur each image.
 
         Args:
-            images: As in a call.
-            seed: As in a call.
-            windows: Whether both are to be `resample.Windows`.
+            images: `[n, H, W, 3]`; only the shape is used.
+            seed: int32 `[2]`.
+            banded: Whether to return `resample.BandedMatrices`.
+
+        Returns:
+            A matrix for the rows, `[n, image_size, H]`, and one for the columns,
+            `[n, image_size, W]`, float32.
         """
         n, height, width, _ = tf.unstack(tf.shape(images))
         size = self.image_size
@@ -115,28 +133,39 @@ class Views:
         boxes = resample.random_boxes(draws, height, width, self.crop_min_area)
         top, bottom, left, right = tf.unstack(boxes, axis=1)
         if self.flip:
-            mirrored = uniform(seed, FLIP, [n]) < 0.5
+            flipped = uniform(seed, FLIP, [n]) < 0.5
             left, right = (
-                tf.where(mirrored, right, left),
-                tf.where(mirrored, left, right),
+                tf.where(flipped, right, left),
+                tf.where(flipped, left, right),
             )
-        taps = None
+        kernels = None
         if self.blur:
             sigma = resample.random_sigmas(uniform(seed, BLUR, [n, 2]), self.blur)
-            taps = resample.blur_kernels(sigma, resample.blur_radius(size))
-        make = resample.banded_resize_matrices if windows else resample.resize_matrices
-        rows = make(top, bottom, size, height, taps=taps)
-        return rows, make(left, right, size, width, taps=taps)
+            kernels = resample.blur_kernels(sigma, resample.blur_radius(size))
+        matrices = (
+            resample.banded_resize_matrices if banded else resample.resize_matrices
+        )
+        rows = matrices(top, bottom, size, height, kernels=kernels)
+        return rows, matrices(left, right, size, width, kernels=kernels)
 
-    def colors(self, resampled, seed):
-        """Returns maps `[n, 3, 4]` for images `[n, s, s, 3]` in 0-255, or None."""
+    def color_maps(self, resampled, seed):
+        """Returns the affine colour map of each image.
+
+        Args:
+            resampled: `[n, s, s, 3]` in 0-255: contrast needs the mean colour.
+            seed: int32 `[2]`.
+
+        Returns:
+            `[n, 3, 4]` float32 (see `color.affine_maps`), or None if the settings
+            change no colour.
+        """
         if not (self.jitter_strength or self.grayscale):
             return None
         n = tf.shape(resampled)[0]
         draws = uniform(seed, JITTER, [n, 5])
         jitter = color.random_jitter(draws, self.jitter_strength)
         grayscale = uniform(seed, GRAYSCALE, [n]) < self.grayscale
-        # Over both axes at once the mean takes twice as long.
+        # Two reductions: one mean over both axes takes twice as long.
         means = tf.reduce_mean(tf.reduce_mean(resampled, 1), 1)
         return color.affine_maps(jitter, grayscale, means)
 
@@ -154,27 +183,35 @@ def resample_images(images, rows, columns) -> tf.Tensor:
 
     Args:
         images: `[n, H, W, 3]`, uint8 or float.
-        rows: `[n, s, H]`, or `[1, s, H]` for one matrix for all, or `resample.Windows`.
-        columns: `[n, t, W]`, likewise.
+        rows: `[n, s, H]`, `[1, s, H]` (one matrix for all images) or
+            `resample.BandedMatrices`.
+        columns: The same for the other axis, `[n, t, W]` or `[1, t, W]`.
+
+    Returns:
+        `[n, s, t, 3]`, float32, in the range of the input.
     """
     _, height, width, _ = tf.unstack(tf.shape(images))
-    # With the columns first and the rows last, colours come out innermost again. Bytes
-    # are cheaper to transpose than floats, and two views share the one transpose.
+    # Columns first, then rows: this order leaves the colour axis last without another
+    # transpose. Transposing bytes is cheaper than transposing floats, and the compiler
+    # shares this transpose between both views of an image.
     images = tf.reshape(images, [-1, height, width * 3])
     images = tf.reshape(tf.transpose(images, [0, 2, 1]), [-1, width, 3 * height])
     images = resample.multiply(columns, images)
-    wide = images.shape[1]
-    images = tf.reshape(images, [-1, wide * 3, height])  # [n, 3t, H]
+    new_width = images.shape[1]
+    images = tf.reshape(images, [-1, new_width * 3, height])  # [n, 3t, H]
     images = resample.multiply(rows, images, transpose=True)
-    return tf.reshape(images, [-1, images.shape[1], wide, 3])
+    return tf.reshape(images, [-1, images.shape[1], new_width, 3])
 
 
 def apply_color_maps(images, maps=None) -> tf.Tensor:
-    """Returns images in 0-1, `[n, s, t, 3]`, of such in 0-255.
+    """Applies a colour map to each image and clips the result to 0-1.
 
     Args:
-        images: As `resample_images` returns them.
-        maps: `[n, 3, 4]`, as `color.affine_maps` returns them, or None to keep colours.
+        images: `[n, s, t, 3]` float32 in 0-255, the result of `resample_images`.
+        maps: `[n, 3, 4]`, the result of `color.affine_maps`, or None to keep colours.
+
+    Returns:
+        `[n, s, t, 3]`, float32 in 0-1.
     """
     _, height, width, _ = images.shape
     if maps is None:
@@ -183,14 +220,15 @@ def apply_color_maps(images, maps=None) -> tf.Tensor:
         maps = maps / 255.0
         images = tf.reshape(images, [-1, height * width, 3])
         images = tf.matmul(images, maps[:, :, :3], transpose_b=True)
-        # Adding three numbers to every pixel is slow, a row of them to rows is not.
+        # Broadcasting three numbers over pixels is slow; adding whole rows is fast.
         images = tf.reshape(images, [-1, height, width * 3])
         images += tf.tile(maps[:, None, :, 3], [1, 1, width])
         images = tf.reshape(images, [-1, height, width, 3])
     return tf.clip_by_value(images, 0.0, 1.0)
 
 
-def _checked(images) -> tf.Tensor:
+def _rgb_batch(images) -> tf.Tensor:
+    """Returns the images as a tensor, or raises UserError if not `[n, H, W, 3]`."""
     images = tf.convert_to_tensor(images)
     if images.shape.rank != 4 or images.shape[3] != 3:
         raise UserError(
@@ -201,16 +239,19 @@ def _checked(images) -> tf.Tensor:
 
 
 def plain_view(images, image_size: int) -> tf.Tensor:
-    """Returns the central square of each image, resized as evaluation needs it.
+    """Returns the central square of each image, resized, without augmentation.
+
+    Evaluation and the exported model use it. Resizing is bilinear and antialiased.
 
     Args:
-        images: `[n, H, W, 3]`, uint8, or float in 0-255; sizes may be unknown.
-        image_size: Pixels of a side that come out, bilinear and antialiased.
+        images: `[n, H, W, 3]`, uint8, or float in 0-255; H and W may be unknown in a
+            graph.
+        image_size: Side of the result in pixels.
 
     Returns:
         `[n, image_size, image_size, 3]`, float32 in 0-1.
     """
-    images = _checked(images)
+    images = _rgb_batch(images)
     if images.shape[1] == images.shape[2] == image_size:
         return tf.clip_by_value(tf.cast(images, tf.float32) / 255.0, 0.0, 1.0)
     sides = tf.shape(images)[1:3]
