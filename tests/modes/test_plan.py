@@ -1,4 +1,4 @@
-"""The plan of a run: its counts, its memory, its words, and that it writes nothing."""
+"""The plan of a run: counts, memory, speed and text; and that it writes nothing."""
 
 import dataclasses
 import types
@@ -55,7 +55,7 @@ def test_matrix_products_by_hand(transposed):
     assert count == 3 * 5 * 2
 
 
-def test_what_no_output_needs_is_not_counted():
+def test_operations_that_no_output_needs_are_not_counted():
     def call(a):
         tf.matmul(a, a)
         return a + 1.0
@@ -74,33 +74,33 @@ def test_published_resnets(depth, giga):
 
 def test_counts_of_a_whole_resnet_18(tiny):
     config, _, _ = tiny(backbone="resnet18", width=1, stem="small", batch_size=4)
-    found = plan.counts(config)
+    estimate = plan.counts(config)
     # torchvision's resnet18 without its classifier and with the small stem, then the
-    # head; batch norm's moving statistics and the step are not learned.
+    # head; moving statistics and the step counter are not learned.
     encoder = 11_689_512 - 513_000 - 64 * 3 * (49 - 9)
-    assert found["learned"] == encoder + 512 * 512 + 512 * 64
-    assert found["encoder"] == encoder + 2 * 4800
-    assert found["parameters"] == found["learned"] + 2 * 4800 + 1
-    # Two views, forward and both gradients, but that of the image.
-    whole = 2 * 3 * (found["forward_macs"] + 512 * 512 + 512 * 64)
+    assert estimate["learned"] == encoder + 512 * 512 + 512 * 64
+    assert estimate["encoder"] == encoder + 2 * 4800
+    assert estimate["parameters"] == estimate["learned"] + 2 * 4800 + 1
+    # Two views, forward and both gradients, without the gradient of the image.
+    whole = 2 * 3 * (estimate["forward_macs"] + 512 * 512 + 512 * 64)
     stem = 2 * 16 * 16 * 64 * 27
-    assert found["step_macs"] == pytest.approx(whole - stem, rel=1e-3)
+    assert estimate["step_macs"] == pytest.approx(whole - stem, rel=1e-3)
 
 
 def peaks(steps, end=0):
-    """Returns the peaks of a trial: of its steps, and of all with an epoch's end."""
+    """Returns the peaks of a dry run: of its steps, and with the end of an epoch."""
     return {"step_peak_bytes": steps, "peak_bytes": max(steps, end)}
 
 
-def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
-    """Makes trials answer at once; returns the batch sizes that are tried."""
-    tried = []
+def fake_dry_run(monkeypatch, fixed=1e9, per_image=1e6, base=0.9e9):
+    """Replaces dry runs by constant results; returns the batch sizes measured."""
+    measured = []
 
     def answer(config, images):
-        tried.append(config.batch_size)
+        measured.append(config.batch_size)
         return {
             "batch_size": config.batch_size,
-            "base_bytes": own,
+            "base_bytes": base,
             **peaks(fixed + per_image * config.batch_size),
             "start_seconds": 5.0,
             "step_seconds": 0.01 * config.batch_size,
@@ -109,73 +109,76 @@ def fake_trial(monkeypatch, fixed=1e9, per_image=1e6, own=0.9e9):
         }
 
     monkeypatch.setattr(dry_run, "measure_in_subprocess", answer)
-    return tried
+    return measured
 
 
-def test_numbers_follow_from_the_trials(tiny, monkeypatch):
-    tried = fake_trial(monkeypatch)
+def test_the_estimate_follows_from_the_dry_runs(tiny, monkeypatch):
+    measured = fake_dry_run(monkeypatch)
     config, dataset, _ = tiny(epochs=3, memory_gb=10)
-    found = plan.measure(config, dataset)
-    assert tried == [2, 16]
+    estimate = plan.measure(config, dataset)
+    assert measured == [2, 16]
     mapped = 80 * 16 * 16 * 3
-    assert found["mapped_bytes"] == mapped
-    assert found["peak_memory_bytes"] == pytest.approx(1e9 + 16e6 + mapped)
-    assert found["images_per_second"] == pytest.approx(100)
-    assert found["steps_per_epoch"] == 5
-    assert found["seconds"] == pytest.approx(5 + 3 * 5 * 0.16 + 2 + 2 * 0.5)
-    assert found["fits"]
+    assert estimate["mapped_bytes"] == mapped
+    assert estimate["peak_memory_bytes"] == pytest.approx(1e9 + 16e6 + mapped)
+    assert estimate["images_per_second"] == pytest.approx(100)
+    assert estimate["steps_per_epoch"] == 5
+    assert estimate["seconds"] == pytest.approx(5 + 3 * 5 * 0.16 + 2 + 2 * 0.5)
+    assert estimate["fits"]
 
 
-def test_a_batch_that_does_not_fit_is_not_tried(tiny, monkeypatch):
-    tried = fake_trial(monkeypatch, per_image=1e9)
+def test_a_batch_that_does_not_fit_is_not_measured(tiny, monkeypatch):
+    measured = fake_dry_run(monkeypatch, per_image=1e9)
     config, dataset, _ = tiny(memory_gb=10)
-    found = plan.measure(config, dataset)
-    assert tried == [2, 4]
-    assert not found["fits"]
-    assert found["largest_batch"] == 8  # 1 GB and 1 GB each, and the loss's rows
-    assert found["peak_memory_bytes"] == pytest.approx(17e9, rel=0.01)
-    assert "too much" in plan.text(found, config)
-    assert "steps of 4" in plan.text(found, config)
+    estimate = plan.measure(config, dataset)
+    assert measured == [2, 4]
+    assert not estimate["fits"]
+    assert estimate["largest_batch"] == 8  # 1 GB, 1 GB per image, and the loss
+    assert estimate["peak_memory_bytes"] == pytest.approx(17e9, rel=0.01)
+    assert "too much" in plan.describe(estimate, config)
+    assert "steps of 4" in plan.describe(estimate, config)
 
 
-def test_a_bound_that_is_too_careful_does_not_keep_from_trying(tiny, monkeypatch):
-    # What TensorFlow takes once looks as if each image took it.
-    tried = fake_trial(monkeypatch, fixed=2e9)
+def test_a_pessimistic_bound_is_checked_by_a_second_dry_run(tiny, monkeypatch):
+    # The bound counts TensorFlow's fixed memory once per image.
+    measured = fake_dry_run(monkeypatch, fixed=2e9)
     config, dataset, _ = tiny(memory_gb=4)
     assert plan.measure(config, dataset)["fits"]
-    assert tried == [2, 4, 16]
+    assert measured == [2, 4, 16]
 
 
 def test_the_largest_batch_grows_with_the_memory(tiny):
     config, _, _ = tiny()
-    trials = [
+    runs = [
         {"batch_size": b, "base_bytes": 5e8, **peaks(6e8 + 1e6 * b)} for b in (2, 16)
     ]
-    peak_of = plan.line(config, trials)
-    found = [plan.largest_batch(peak_of, int(x * 1e9)) for x in (0.1, 0.7, 1, 2, 64)]
-    assert found == sorted(found) and found[0] == 0 and len(set(found)) == 5
-    for batch, memory in zip(found[1:], (0.7e9, 1e9, 2e9, 64e9), strict=True):
+    peak_of = plan.peak_estimate(config, runs)
+    sizes = [plan.largest_batch(peak_of, int(x * 1e9)) for x in (0.1, 0.7, 1, 2, 64)]
+    assert sizes == sorted(sizes) and sizes[0] == 0 and len(set(sizes)) == 5
+    for batch, memory in zip(sizes[1:], (0.7e9, 1e9, 2e9, 64e9), strict=True):
         assert peak_of(batch) <= memory < peak_of(batch + 1)
     assert plan.largest_batch(peak_of, None) is None
 
 
-def test_the_end_of_an_epoch_takes_the_same_at_every_batch(tiny):
+def test_the_end_of_an_epoch_needs_the_same_memory_at_every_batch(tiny):
     config, _, _ = tiny()
-    trials = [
+    runs = [
         {"batch_size": b, "base_bytes": 5e8, **peaks(6e8 + 1e7 * b, end=9e8 + b)}
         for b in (2, 16)
     ]
-    peak_of = plan.line(config, trials)
-    assert peak_of(8) == peak_of(16) == pytest.approx(9e8)  # the end's
-    assert peak_of(100) == pytest.approx(6e8 + 1e7 * 100, rel=1e-3)  # the steps'
+    peak_of = plan.peak_estimate(config, runs)
+    assert peak_of(8) == peak_of(16) == pytest.approx(9e8)  # end of the epoch
+    assert peak_of(100) == pytest.approx(6e8 + 1e7 * 100, rel=1e-3)  # steps
 
 
 def test_row_blocks_let_larger_batches_fit(tiny):
     config, _, _ = tiny()
     blocks = dataclasses.replace(config, loss_block_rows=32)
     one = [{"batch_size": 16, "base_bytes": 0, **peaks(16e5)}]
-    found = [plan.largest_batch(plan.line(c, one), int(8e9)) for c in (config, blocks)]
-    assert found[0] < found[1]
+    sizes = [
+        plan.largest_batch(plan.peak_estimate(c, one), int(8e9))
+        for c in (config, blocks)
+    ]
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize(
@@ -214,44 +217,48 @@ ITEMS = (
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco", "byol"])
-def test_a_plan_says_everything_and_leaves_nothing(
+def test_a_plan_prints_every_item_and_writes_nothing(
     method, tiny, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "STEPS", 2)
-    real, found = dry_run.measure_in_subprocess, []
+    real, results = dry_run.measure_in_subprocess, []
 
     def once(config, images):
-        """Tries the small batch in earnest, of which the whole one is a multiple."""
-        if not found:
-            found.append(real(config, images))
-        grown = config.batch_size / found[0]["batch_size"]
-        peak = found[0]["peak_bytes"] + 1e6 * grown
-        return {**found[0], "batch_size": config.batch_size, **peaks(peak)}
+        """Measures the smallest batch only; larger ones are a multiple of it."""
+        if not results:
+            results.append(real(config, images))
+        factor = config.batch_size / results[0]["batch_size"]
+        peak = results[0]["peak_bytes"] + 1e6 * factor
+        return {**results[0], "batch_size": config.batch_size, **peaks(peak)}
 
     monkeypatch.setattr(dry_run, "measure_in_subprocess", once)
     config, _, folder = tiny(method=method, optimizer="lars", memory_gb=20)
     before = sorted(tmp_path.iterdir())
-    asked = dataclasses.replace(config, mode="plan")
-    run.run(asked)
+    run.run(dataclasses.replace(config, mode="plan"))
     text = capsys.readouterr().out
     assert [item for item in ITEMS if item not in text] == []
     assert not folder.exists()
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_trial_is_of_real_steps(tiny):
+def test_a_dry_run_measures_real_steps(tiny):
     config, dataset, _ = tiny()
-    found = dry_run.measure_steps(config, dataset.pretrain.images)
-    assert found["batch_size"] == 16
-    assert 0 < found["base_bytes"] <= found["step_peak_bytes"] <= found["peak_bytes"]
-    # With the compilation it is the slowest by far.
-    assert 0 < found["step_seconds"] < found["start_seconds"]
-    assert found["epoch_end_seconds"] > 0
-    assert found["first_end_seconds"] > 0
+    estimate = dry_run.measure_steps(config, dataset.pretrain.images)
+    assert estimate["batch_size"] == 16
+    assert (
+        0
+        < estimate["base_bytes"]
+        <= estimate["step_peak_bytes"]
+        <= estimate["peak_bytes"]
+    )
+    # The start includes the compilation.
+    assert 0 < estimate["step_seconds"] < estimate["start_seconds"]
+    assert estimate["epoch_end_seconds"] > 0
+    assert estimate["first_end_seconds"] > 0
 
 
-def test_a_trial_that_is_killed_has_not_enough_memory(tiny, monkeypatch):
+def test_a_dry_run_that_is_killed_had_not_enough_memory(tiny, monkeypatch):
     config, dataset, _ = tiny()
     images = dataset.pretrain.images
 
@@ -264,32 +271,32 @@ def test_a_trial_that_is_killed_has_not_enough_memory(tiny, monkeypatch):
         ended(-9, b"")
     with pytest.raises(MemoryError, match="batch 16"):
         ended(1, b"Traceback\ntensorflow...ResourceExhaustedError: OOM")
-    with pytest.raises(RuntimeError, match="of 16 images failed.*no such thing"):
+    with pytest.raises(RuntimeError, match="at batch 16 failed.*no such thing"):
         ended(1, b"no such thing")
 
 
-def test_a_batch_that_turns_out_too_large_is_said_to_be(tiny, monkeypatch):
-    tried = fake_trial(monkeypatch)
+def test_a_batch_that_runs_out_of_memory_does_not_fit(tiny, monkeypatch):
+    measured = fake_dry_run(monkeypatch)
     real = dry_run.measure_in_subprocess
 
     def answer(config, images):
-        found = real(config, images)
+        result = real(config, images)
         if config.batch_size == 16:
             raise MemoryError("batch 16")
-        return found
+        return result
 
     monkeypatch.setattr(dry_run, "measure_in_subprocess", answer)
     config, dataset, _ = tiny(memory_gb=10)
-    found = plan.measure(config, dataset)
-    assert tried == [2, 16] and not found["fits"]
-    assert found["tried_batch_size"] == 2
+    estimate = plan.measure(config, dataset)
+    assert measured == [2, 16] and not estimate["fits"]
+    assert estimate["tried_batch_size"] == 2
 
 
 def test_the_memory_of_this_machine_is_found():
     assert dry_run.device_memory() > 1e8
 
 
-def test_a_gpu_s_memory_is_asked_for(monkeypatch):
+def test_the_memory_of_a_gpu_comes_from_nvidia_smi(monkeypatch):
     monkeypatch.setattr(dry_run, "has_gpu", lambda: True)
     answer = types.SimpleNamespace(stdout="81559\n81559\n")
     monkeypatch.setattr(dry_run.subprocess, "run", lambda *a, **k: answer)
@@ -302,7 +309,7 @@ def test_a_gpu_s_memory_is_asked_for(monkeypatch):
     assert dry_run.device_memory() is None
 
 
-def test_memory_gb_is_no_setting_of_the_run():
+def test_memory_gb_does_not_tie_a_run_folder():
     assert "memory_gb" not in Config(memory_gb=8.0).pretraining()
     with pytest.raises(ValueError, match="--memory_gb must be at least 0"):
         Config(memory_gb=-1.0)

@@ -1,4 +1,4 @@
-"""Measures of a representation's health: small pure functions, float32."""
+"""Measures of features: health during training, accuracy in the evaluation."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,14 +9,14 @@ from tfsimclr.errors import UserError
 def contrastive_top1(
     z_a: tf.Tensor, z_b: tf.Tensor, keys=None, block_rows: int = 0
 ) -> tf.Tensor:
-    """Returns how often an anchor's most similar row is its other view.
+    """Returns the share of anchors whose most similar row is their other view.
 
     Args:
         z_a: Projections of the first views, `[n, d]`, any float type.
         z_b: Projections of the second views, row-aligned with `z_a`.
-        keys: None, or the `(a, b)` that the anchors are compared with in place of
-            themselves; an anchor's own key is no candidate.
-        block_rows: Anchors at a time, a divisor of 2n; 0 is all.
+        keys: None, or a pair of batches `(a, b)` with which the anchors are compared
+            instead of each other; the key of the same view is excluded.
+        block_rows: Number of anchors at a time, a divisor of 2n; 0 means all.
 
     Returns:
         Scalar float32 in 0-1 over the 2n anchors, each with 2n - 1 candidates (cosine
@@ -77,30 +77,32 @@ def uniformity(z: tf.Tensor) -> tf.Tensor:
 
 
 def feature_std(h: tf.Tensor) -> tf.Tensor:
-    """Returns the spread of the normalised rows: 0 collapsed, about 1 isotropic.
+    """Returns the scaled standard deviation of the normalised rows of `[n, d]`.
 
-    The standard deviation of each dimension of the normalised rows, averaged over the
-    dimensions, times sqrt(d).
+    The standard deviation of each dimension, averaged over the dimensions, times
+    sqrt(d): 0 for collapsed features, about 1 for isotropic ones.
 
     Source: Chen & He 2021 (arXiv:2011.10566), section 4.1 (there without the sqrt(d)).
     """
     h = _unit_rows(h)
     width = tf.cast(tf.shape(h)[1], tf.float32)
-    # Two passes: E x^2 - (E x)^2 would leave rounding noise where all rows are equal.
+    # reduce_std subtracts the mean first: E x^2 - (E x)^2 would be rounding noise, not
+    # 0, where all rows are equal.
     return tf.sqrt(width) * tf.reduce_mean(tf.math.reduce_std(h, axis=0))
 
 
 def effective_rank(h: tf.Tensor) -> tf.Tensor:
-    """Returns how many directions the features `[n, d]` use: 1 collapsed, at most d.
+    """Returns the effective rank of features `[n, d]`, a scalar from 1 to d.
 
-    The exponential of the entropy of the singular values of the centred features.
+    The exponential of the entropy of the normalised singular values of the centred
+    features; 1 for collapsed features.
 
     Source: Roy & Vetterli 2007, "The effective rank", definition 1.
     """
     h = tf.cast(h, tf.float32)
     scale = tf.reduce_max(tf.abs(h))
     h = h - tf.reduce_mean(h, axis=0)
-    # Rounding of the mean must not look like a feature.
+    # Rounding errors of the mean are set to zero, or they would count as features.
     h = tf.where(tf.abs(h) > 1e-6 * scale, h, 0.0)
     values = tf.linalg.svd(h, compute_uv=False)
     share = tf.math.divide_no_nan(values, tf.reduce_sum(values))
@@ -112,15 +114,57 @@ def _unit_rows(z: tf.Tensor) -> tf.Tensor:
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns how often the label is among the k highest scores, in 0-1.
+    """Returns the share of images whose label is among the k highest scores, in 0-1.
 
-    A tie counts against the classifier: scores that are all equal score nothing
-    unless k covers every class.
+    Ties count as wrong: an image whose scores are all equal is only right if k is the
+    number of classes.
+
+    Args:
+        scores: `[n, classes]`.
+        labels: `[n]` integers in 0 .. classes - 1.
+        k: Number of classes among which the label may be.
     """
-    own = scores[np.arange(len(labels)), labels][:, None]
-    # Not `scores >= own`: where the scores are no numbers, that would rank first.
-    at_least_as_high = (~(scores < own)).sum(axis=1)  # the label itself included
-    return float(np.mean(at_least_as_high <= k))
+    return float(np.mean(_ranks(scores, labels) <= k))
+
+
+def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean of the per-class accuracies, in 0-1.
+
+    Each class of the labels has the same weight, however many images it has, so a
+    classifier that always answers the most frequent class gets 1 / classes. Ties count
+    as wrong, as in `top_k_accuracy`.
+
+    Args:
+        scores: `[n, classes]`.
+        labels: `[n]` integers in 0 .. classes - 1; classes without an image are left
+            out of the mean.
+    """
+    correct = _ranks(scores, labels) <= 1
+    return float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
+
+
+def majority_share(labels: np.ndarray) -> float:
+    """Returns the share of the most frequent label: the accuracy without features."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns counts `[classes, classes]`: rows are labels, columns predictions.
+
+    Args:
+        scores: `[n, classes]`; of equal highest scores the first class is predicted.
+        labels: `[n]` integers in 0 .. classes - 1.
+    """
+    classes = scores.shape[1]
+    pairs = classes * np.asarray(labels) + scores.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the rank of each label, from 1, `[n]`; equal scores all rank lowest."""
+    score_of_label = scores[np.arange(len(labels)), labels][:, None]
+    # Written as not (a < b) so that NaN scores rank above the label, not below.
+    return (~(scores < score_of_label)).sum(axis=1)  # counts the label itself
 
 
 def checked_labels(features, labels, num_classes: int) -> np.ndarray:

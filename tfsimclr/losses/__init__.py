@@ -1,4 +1,4 @@
-"""Losses of projections and of logits, always in float32."""
+"""Losses of projections and of logits, always computed in float32."""
 
 from tfsimclr.losses.classification import cross_entropy, distillation
 from tfsimclr.losses.contrastive import (

@@ -1,4 +1,4 @@
-"""Log-sum-exp over a similarity matrix, whole or in blocks of rows."""
+"""Log-sum-exp over the rows of a similarity matrix, all at once or in blocks."""
 
 import tensorflow as tf
 
@@ -6,9 +6,24 @@ from tfsimclr.errors import UserError
 
 
 def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
-    """Returns ln of the sum of exp(similarity / temperature) of every anchor, `[2n]`.
+    """Returns ln sum_j exp(similarity_ij / temperature) of every anchor i.
 
-    An anchor's own row, and if `decoupled` its positive, stay out of the sum.
+    The sum leaves out j = i and, if `decoupled`, the positive of i.
+
+    Args:
+        anchors: Rows of length one, `[2n, d]` float32; rows i and i + n are the two
+            views of an image.
+        candidates: Rows of length one, `[2n, d]` float32, in the same order.
+        temperature: Positive scalar.
+        decoupled: Whether to leave out the positive.
+        block_rows: 0 computes the whole `[2n, 2n]` matrix; otherwise this many rows at
+            a time, in the gradient too. Must divide 2n.
+
+    Returns:
+        `[2n]`, float32.
+
+    Raises:
+        UserError: If block_rows does not divide 2n.
     """
 
     def logits_of(rows, first, candidates):
@@ -19,12 +34,12 @@ def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
         excluded = column == row
         if decoupled:
             excluded |= column == tf.math.floormod(row + count // 2, count)
-        # Float32's lowest value, not -inf: the softmax gives it weight zero, and n = 1
-        # or identical rows stay finite.
+        # Float32's lowest value has weight zero in the softmax. -inf would too, but
+        # gives NaN where every candidate is excluded (decoupled with n = 1).
         return tf.where(excluded, tf.float32.min, logits)
 
     if not block_rows:
-        # Log-sum-exp: sums of exp(1 / temperature) overflow below 0.012.
+        # A plain sum of exp(1 / temperature) overflows at temperatures below 0.012.
         return tf.reduce_logsumexp(logits_of(anchors, 0, candidates), axis=1)
     count = anchors.shape[0]
     if count is not None and count % block_rows:
@@ -34,7 +49,7 @@ def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
 
     @tf.custom_gradient
     def of_blocks(anchors, candidates):
-        # Recomputed in the gradient: it is the kept softmax that costs memory.
+        # The gradient recomputes the softmax: storing it would need [2n, 2n] floats.
         blocks = tf.reshape(anchors, [-1, block_rows, anchors.shape[1]])
         firsts = tf.range(tf.shape(blocks)[0]) * block_rows
         sums = tf.map_fn(

@@ -1,4 +1,4 @@
-"""Losses of logits: against labels and against a teacher."""
+"""Losses of logits: cross-entropy with labels and with the logits of a teacher."""
 
 import tensorflow as tf
 
@@ -6,16 +6,17 @@ import tensorflow as tf
 def distillation(logits, teacher_logits, temperature: float) -> tf.Tensor:
     """Returns the cross-entropy of a student with the soft labels of its teacher.
 
-    It is the mean over the images, times the squared temperature.
+    It is the mean over the images times the squared temperature.
 
-    Differs: equation 2 has no such factor; the notebook that its authors published has.
-    Without it the gradient grows as the temperature falls, and at 0.1 the biases and
-    batch norms, which LARS does not adapt, take steps ten times as long as at 1.
+    Differs: equation 2 does not have the factor temperature^2, but the notebook that
+    its authors published does. Without it the gradient grows as 1 / temperature: at 0.1
+    the biases and batch-norm variables, whose steps LARS does not normalise, would move
+    ten times as far as at 1.
 
     Args:
-        logits: Of the student, `[n, classes]`, any float type.
-        teacher_logits: Of the teacher on the same views, `[n, classes]`.
-        temperature: Positive scalar that divides both; smaller is sharper.
+        logits: Logits of the student, `[n, classes]`, any float type.
+        teacher_logits: Logits of the teacher on the same views, `[n, classes]`.
+        temperature: Positive scalar by which both are divided; smaller is sharper.
 
     Returns:
         Scalar float32.

@@ -9,8 +9,11 @@ def regression(prediction: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Returns BYOL's loss: the mean squared distance of the normalised rows, in 0-4.
 
     Args:
-        prediction: `[n, d]`, any float type.
-        target: `[n, d]`, row-aligned.
+        prediction: Predictions of the online network, `[n, d]`, any float type.
+        target: Projections of the target network, `[n, d]`, row-aligned.
+
+    Returns:
+        Scalar float32; 2 - 2 * the mean cosine similarity.
 
     Source: Grill et al. 2020 (arXiv:2006.07733), equation 2.
     """

@@ -1,4 +1,4 @@
-"""A trial of a few steps: what a run takes of time and memory."""
+"""Measures the time and memory of a few training steps (`--mode=plan`)."""
 
 import gc
 import json
@@ -21,18 +21,23 @@ from tfsimclr.training import recorder
 
 WARM_STEPS = 2
 STEPS = 10
-HEALTH_IMAGES = 256  # as many as a run's journal looks at
+HEALTH_IMAGES = 256  # as many as the recorder of a run uses for feature health
 
 
 def measure_in_subprocess(config: Config, images) -> dict:
-    """Returns what `run` does, of a process of its own unless there is a GPU.
+    """Returns the result of `measure_steps`, computed in a new process on a CPU.
 
-    A new process has what a run will have, and nothing that an earlier trial left
-    behind. A GPU's memory is counted exactly, and one process holds all of it.
+    The peak memory of a process never falls, so an earlier measurement in the same
+    process would hide a smaller one. On a GPU TensorFlow counts the memory exactly, and
+    a second process could not allocate any, so the steps run in this process.
+
+    Args:
+        config: Resolved.
+        images: uint8 `[n, s, s, 3]`, at least a batch.
 
     Raises:
-        MemoryError: If the memory does not suffice.
-        RuntimeError: If the trial fails otherwise.
+        MemoryError: If the steps need more memory than there is.
+        RuntimeError: If the process fails for another reason.
     """
     if has_gpu():
         try:
@@ -40,26 +45,28 @@ def measure_in_subprocess(config: Config, images) -> dict:
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(f"batch {config.batch_size}") from error
     count = max(HEALTH_IMAGES, (WARM_STEPS + STEPS) * config.batch_size)
-    given = pickle.dumps((config, np.array(images[:count]), STEPS))
-    package = str(pathlib.Path(__file__).resolve().parent.parent)
+    arguments = pickle.dumps((config, np.array(images[:count]), STEPS))
+    package = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", "from tfsimclr import trial; trial.answer()"],
-        input=given,
+    process = subprocess.run(
+        [sys.executable, "-c", f"import {__name__} as m; m._subprocess_main()"],
+        input=arguments,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        # The system ends by SIGKILL who takes what it does not have.
-        if done.returncode == -9 or "ResourceExhausted" in str(words):
+    if process.returncode:
+        last_line = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        # Linux kills a process with SIGKILL (9) when memory runs out.
+        if process.returncode == -9 or "ResourceExhausted" in str(last_line):
             raise MemoryError(f"batch {config.batch_size}")
-        raise RuntimeError(f"The trial of {config.batch_size} images failed: {words}.")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(
+            f"The dry run at batch {config.batch_size} failed: {last_line}."
+        )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _subprocess_main() -> None:
-    """The other side of `apart`."""
+    """Runs `measure_steps` on pickled arguments from stdin; prints the result."""
     config, images, steps = pickle.load(sys.stdin.buffer)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -67,22 +74,28 @@ def _subprocess_main() -> None:
 
 
 def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
-    """Returns what a few steps of a fresh model take.
+    """Returns the time and memory of a few training steps of a new model.
 
-    They are those of a real run, with its journal, which writes to a folder that is
-    deleted.
+    The steps and the end of an epoch are those of a real run, including its recorder,
+    which writes to a temporary folder.
 
     Args:
         config: Resolved.
         images: uint8 `[n, s, s, 3]`, at least a batch.
-        timed_steps: Steps that are timed; two before them are not.
+        timed_steps: Number of timed steps; `WARM_STEPS` more before them are not timed.
 
     Returns:
-        `batch_size`; `base_bytes` in use before the first step, `step_peak_bytes` at
-        most in the steps, `peak_bytes` at most in all; `start_seconds` until the end
-        of the first step, with the compilation; `step_seconds` of the others; and of
-        the records and the checkpoint at an epoch's end `first_end_seconds`, at which
-        much is made once, and `epoch_end_seconds`.
+        A dict with these entries:
+
+        - `batch_size`: That of the config.
+        - `base_bytes`: Memory in use before the first step.
+        - `step_peak_bytes`: Peak memory during the steps.
+        - `peak_bytes`: Peak memory during steps and end of the epoch.
+        - `start_seconds`: Time until the end of the first step, with compilation.
+        - `step_seconds`: Mean time of a timed step.
+        - `first_end_seconds`: Time of the first end of an epoch (records, checkpoint),
+          which includes tracing of its graphs.
+        - `epoch_end_seconds`: Time of a later end of an epoch.
     """
     keras.backend.clear_session()
     gc.collect()
@@ -101,7 +114,7 @@ def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
     model.fit(steps_data.take(steps), callbacks=[clock], shuffle=False, verbose=0)
     step_peak = recorder.peak_memory()
     with tempfile.TemporaryDirectory() as folder:
-        journal = recorder.Recorder(
+        epoch_end = recorder.Recorder(
             pathlib.Path(folder),
             sample=np.asarray(images[:HEALTH_IMAGES]),
             batch_size=config.batch_size,
@@ -115,13 +128,13 @@ def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
             steps_data.skip(steps),
             epochs=2,
             steps_per_epoch=1,
-            callbacks=[clock, journal],
+            callbacks=[clock, epoch_end],
             shuffle=False,
             verbose=0,
         )
         end = time.monotonic()
     ends = clock.marks[1 : 1 + steps]
-    *_, first_done, second_begun, second_done = clock.marks
+    *_, first_end, second_begin, second_end = clock.marks
     return {
         "batch_size": config.batch_size,
         "base_bytes": base,
@@ -129,13 +142,13 @@ def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
         "peak_bytes": recorder.peak_memory(),
         "start_seconds": ends[0] - start,
         "step_seconds": (ends[-1] - ends[WARM_STEPS - 1]) / timed_steps,
-        "first_end_seconds": second_begun - first_done,
-        "epoch_end_seconds": end - second_done,
+        "first_end_seconds": second_begin - first_end,
+        "epoch_end_seconds": end - second_end,
     }
 
 
 class _Clock(keras.callbacks.Callback):
-    """Notes when the epoch begins and when each step ends."""
+    """Records the times at which epochs begin and steps end."""
 
     def __init__(self):
         super().__init__()
@@ -149,18 +162,22 @@ class _Clock(keras.callbacks.Callback):
 
 
 def device_memory() -> int | None:
-    """Returns the bytes of the GPU's memory, else the machine's; None if unknown."""
+    """Returns the memory of the GPU, or else of the machine, in bytes.
+
+    Without a GPU it is the smaller one of the physical memory and the limit of the
+    container. None if `nvidia-smi` does not answer.
+    """
     if has_gpu():
         command = "nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits"
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command.split(), capture_output=True, text=True, timeout=30, check=True
             )
-            return int(done.stdout.split()[0]) * 2**20
+            return int(process.stdout.split()[0]) * 2**20
         except (OSError, subprocess.SubprocessError, ValueError, IndexError):
             return None
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2 and v1
         path = pathlib.Path("/sys/fs/cgroup") / name
         if path.exists() and path.read_text().strip().isdecimal():
             limits.append(int(path.read_text()))
@@ -168,9 +185,9 @@ def device_memory() -> int | None:
 
 
 def reset_peak() -> int:
-    """Lets the peak of memory begin anew, where that is possible; returns what is used.
+    """Resets the peak memory counter; returns the memory in use, in bytes.
 
-    Where it is not (macOS), peaks only grow: try the smaller thing first.
+    On macOS the counter cannot be reset; measure the smaller case first there.
     """
     if has_gpu():
         tf.config.experimental.reset_memory_stats("GPU:0")

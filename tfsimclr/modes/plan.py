@@ -1,4 +1,4 @@
-"""What a run will cost, found out before anything is written."""
+"""Estimates the time and memory of a run before anything is written (`--mode=plan`)."""
 
 import dataclasses
 import math
@@ -13,45 +13,55 @@ from tfsimclr.networks import flops, norms
 from tfsimclr.optimizers import schedules
 from tfsimclr.settings.config import Config
 
-SMALLER = (8, 4)  # the first trials have the batch divided by these
-SIMILARITIES = 3  # matrices [2n, 2n] of float32 that a loss holds at a time
+# The first dry runs use the batch size divided by these.
+BATCH_DIVISORS = (8, 4)
+# Similarity matrices [2n, 2n] in float32 that exist at once during a loss.
+SIMILARITY_MATRICES = 3
 
 
 def plan(config: Config, dataset: datasets.DataSet) -> None:
-    """Prints what a resolved config will take; makes no run folder."""
-    found = measure(config, dataset)
+    """Prints an estimate of a run's time and memory; makes no run folder.
+
+    Args:
+        config: Resolved.
+        dataset: Its `pretrain` images are used for the dry runs.
+    """
+    estimate = measure(config, dataset)
     print("The plan; nothing is written:")
-    print(text(found, config), flush=True)
+    print(describe(estimate, config), flush=True)
 
 
 def measure(config: Config, dataset: datasets.DataSet) -> dict:
     """Returns the numbers of the plan: counts, bytes, seconds, images.
 
-    Small batches are tried first. Where the whole batch would not fit the memory by
-    them, its steps are not tried, and the speed is that of a quarter of it.
+    Small batches are measured first. If they show that the full batch does not fit into
+    memory, the full batch is not measured, and its speed is estimated from a quarter of
+    it.
     """
     images = dataset.pretrain.images
     count = config.num_pretrain_images or len(images)
     steps = count // config.batch_size
-    # Pages of mapped images count as ours, although the system may drop them.
+    # Pages of memory-mapped images count as memory of the process on a CPU, although
+    # the system may drop them.
     mapped = 0 if dry_run.has_gpu() else count * int(np.prod(images.shape[1:]))
     available = int(config.memory_gb * 1e9) or dry_run.device_memory()
-    trials = [_tried(config, images, SMALLER[0])]
-    fits = available is None or bound(config, trials[0]) <= available
-    if not fits:  # by a bound; by a line it may
-        trials.append(_tried(config, images, SMALLER[1]))
-        fits = line(config, trials)(config.batch_size) <= available
-    if fits and trials[-1]["batch_size"] < config.batch_size:
+    runs = [_measure_part(config, images, BATCH_DIVISORS[0])]
+    fits = available is None or peak_upper_bound(config, runs[0]) <= available
+    if not fits:
+        # The bound is pessimistic; a second batch size gives a linear estimate.
+        runs.append(_measure_part(config, images, BATCH_DIVISORS[1]))
+        fits = peak_estimate(config, runs)(config.batch_size) <= available
+    if fits and runs[-1]["batch_size"] < config.batch_size:
         try:
-            trials.append(dry_run.measure_in_subprocess(config, images))
+            runs.append(dry_run.measure_in_subprocess(config, images))
         except MemoryError:
             fits = False
-    tried, peak_of = trials[-1], line(config, trials)
+    largest, peak_of = runs[-1], peak_estimate(config, runs)
     peak = peak_of(config.batch_size)
-    per_image = tried["step_seconds"] / tried["batch_size"]
-    step_seconds = per_image * config.batch_size
-    of_epoch = steps * step_seconds + tried["epoch_end_seconds"]
-    once = tried["first_end_seconds"] - tried["epoch_end_seconds"]
+    seconds_per_image = largest["step_seconds"] / largest["batch_size"]
+    step_seconds = seconds_per_image * config.batch_size
+    epoch_seconds = steps * step_seconds + largest["epoch_end_seconds"]
+    first_end_extra = largest["first_end_seconds"] - largest["epoch_end_seconds"]
     return {
         "counts": counts(config),
         "images": count,
@@ -60,16 +70,24 @@ def measure(config: Config, dataset: datasets.DataSet) -> dict:
         "mapped_bytes": mapped,
         "memory_bytes": available,
         "fits": fits and (available is None or peak <= available),
-        "tried_batch_size": tried["batch_size"],
-        "images_per_second": 1 / per_image,
-        "seconds": tried["start_seconds"] + once + config.epochs * of_epoch,
+        "tried_batch_size": largest["batch_size"],
+        "images_per_second": 1 / seconds_per_image,
+        "seconds": largest["start_seconds"]
+        + first_end_extra
+        + config.epochs * epoch_seconds,
         "learning_rates": learning_rates(config),
         "largest_batch": largest_batch(peak_of, available),
     }
 
 
 def counts(config: Config) -> dict:
-    """Returns numbers of parameters and the multiply-adds per image."""
+    """Returns numbers of parameters and the multiply-adds per image.
+
+    Returns:
+        `learned` (trained parameters), `parameters` (all of the model), `encoder` (all
+        of the encoder), `forward_macs` (one image through the encoder) and `step_macs`
+        (a training step per image: two views, forward and backward).
+    """
     model = build.method(config, total_steps=1)
     learned = model.learned_variables
     size, batch = config.image_size, config.batch_size
@@ -93,7 +111,11 @@ def counts(config: Config) -> dict:
 
 
 def with_batch(config: Config, batch_size: int) -> Config:
-    """Returns a resolved config at another batch size, the method's settings fitted."""
+    """Returns a resolved config at another batch size.
+
+    Settings that depend on the batch size (queue, batch-norm groups, row blocks of the
+    loss) are changed to the nearest values that are valid for it.
+    """
     changes: dict = {"batch_size": batch_size}
     if config.queue_size:
         changes["queue_size"] = max(1, config.queue_size // batch_size) * batch_size
@@ -104,44 +126,65 @@ def with_batch(config: Config, batch_size: int) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def _tried(config: Config, images, part: int) -> dict:
-    small = max(2, config.batch_size // part)
-    return dry_run.measure_in_subprocess(with_batch(config, small), images)
+def _measure_part(config: Config, images, divisor: int) -> dict:
+    batch_size = max(2, config.batch_size // divisor)
+    return dry_run.measure_in_subprocess(with_batch(config, batch_size), images)
 
 
-def bound(config: Config, small: dict) -> float:
-    """Returns more than the peak at the config's batch, from a trial of a smaller one.
+def peak_upper_bound(config: Config, run: dict) -> float:
+    """Returns an upper bound of the peak memory at the config's batch size, in bytes.
 
-    As if all that the steps added grew with the batch, TensorFlow's own share too.
+    It scales all memory that the steps of a smaller batch added with the batch size,
+    although a part of it, TensorFlow's own, does not grow.
+
+    Args:
+        config: Resolved.
+        run: Result of `dry_run.measure_steps` at a smaller batch size.
     """
-    factor = config.batch_size / small["batch_size"]
-    grown = (small["step_peak_bytes"] - small["base_bytes"]) * factor
-    return small["base_bytes"] + grown + _of_loss(config, config.batch_size)
+    factor = config.batch_size / run["batch_size"]
+    growth = (run["step_peak_bytes"] - run["base_bytes"]) * factor
+    return run["base_bytes"] + growth + _loss_bytes(config, config.batch_size)
 
 
-def line(config: Config, trials: list[dict]):
-    """Returns the peak as a function of the batch, through the last two trials.
+def peak_estimate(config: Config, runs: list[dict]):
+    """Returns a function: batch size -> estimated peak memory in bytes.
 
-    That of the steps grows with the batch, that of an epoch's end does not.
+    The peak of the steps is a line through the last two measurements plus the
+    similarity matrices of the loss; the peak at the end of an epoch is constant.
+
+    Args:
+        config: Resolved.
+        runs: Results of `dry_run.measure_steps`, by rising batch size.
     """
-    last = trials[-1]
+    last = runs[-1]
     size, peak = last["batch_size"], last["step_peak_bytes"]
-    per_image = (peak - last["base_bytes"]) / size
-    if len(trials) > 1 and trials[-2]["batch_size"] < size:
-        before = trials[-2]
-        slope = (peak - before["step_peak_bytes"]) / (size - before["batch_size"])
-        # A tiny network drowns in what TensorFlow itself takes.
-        per_image = slope if slope > 0 else per_image
+    bytes_per_image = (peak - last["base_bytes"]) / size
+    if len(runs) > 1 and runs[-2]["batch_size"] < size:
+        previous = runs[-2]
+        growth = peak - previous["step_peak_bytes"]
+        slope = growth / (size - previous["batch_size"])
+        # The memory of a tiny network is less than the noise of TensorFlow's own
+        # memory, so the slope may be zero or negative.
+        bytes_per_image = slope if slope > 0 else bytes_per_image
 
     def peak_of(batch_size):
-        more = _of_loss(config, batch_size) - _of_loss(config, size)
-        return max(peak + per_image * (batch_size - size) + more, last["peak_bytes"])
+        loss = _loss_bytes(config, batch_size) - _loss_bytes(config, size)
+        steps = peak + bytes_per_image * (batch_size - size) + loss
+        return max(steps, last["peak_bytes"])
 
     return peak_of
 
 
 def largest_batch(peak_of, available: int | None) -> int | None:
-    """Returns the largest batch whose peak fits; 0 if none, None if none is known."""
+    """Returns the largest batch size whose peak memory fits.
+
+    Args:
+        peak_of: Result of `peak_estimate`.
+        available: Memory in bytes, or None if unknown.
+
+    Returns:
+        0 if not even one image fits, None if the memory is unknown.
+    """
     if available is None:
         return None
     low, high = 0, 1 << 24
@@ -153,9 +196,10 @@ def largest_batch(peak_of, available: int | None) -> int | None:
 
 
 def learning_rates(config: Config) -> dict[str, tuple[float, float]]:
-    """Returns {rule: (rate before scaling, rate that the run would have)}.
+    """Returns {scaling rule: (rate before scaling, peak rate of the run)}.
 
-    A rate that is the optimizer's default is replaced by its default under each rule.
+    A learning rate that is the optimizer's default is replaced by the default of each
+    rule.
     """
 
     def default(rule):
@@ -163,43 +207,48 @@ def learning_rates(config: Config) -> dict[str, tuple[float, float]]:
             "learning_rate"
         ]
 
-    own = config.learning_rate
-    is_default = own == default(config.learning_rate_scaling)
-    bases = {r: default(r) if is_default else own for r in schedules.SCALING_RULES}
+    rate = config.learning_rate
+    is_default = rate == default(config.learning_rate_scaling)
+    bases = {r: default(r) if is_default else rate for r in schedules.SCALING_RULES}
     return {
         rule: (base, schedules.scaled_learning_rate(base, config.batch_size, rule))
         for rule, base in bases.items()
     }
 
 
-def _of_loss(config: Config, batch_size: int) -> float:
-    """Returns the bytes of the loss's matrices, which grow with the batch squared."""
+def _loss_bytes(config: Config, batch_size: int) -> float:
+    """Returns the bytes of the similarity matrices, quadratic in the batch size."""
     rows = config.loss_block_rows or 2 * batch_size
-    return 4 * SIMILARITIES * rows * 2 * batch_size
+    return 4 * SIMILARITY_MATRICES * rows * 2 * batch_size
 
 
-def text(found: dict, config: Config) -> str:
-    """Returns the plan in words."""
-    counts, memory = found["counts"], found["memory_bytes"]
+def describe(estimate: dict, config: Config) -> str:
+    """Returns the plan as text, one line for each quantity.
+
+    Args:
+        estimate: Result of `measure`.
+        config: Resolved.
+    """
+    counts, memory = estimate["counts"], estimate["memory_bytes"]
     forward, step = counts["forward_macs"], counts["step_macs"]
-    known = f"{memory / 1e9:.1f} GB" if memory else "unknown; give --memory_gb"
+    memory_text = f"{memory / 1e9:.1f} GB" if memory else "unknown; give --memory_gb"
     if memory:
-        known += " by --memory_gb" if config.memory_gb else " of this device"
-    peak = f"{found['peak_memory_bytes'] / 1e9:.2f} GB, memory {known}"
-    if found["mapped_bytes"]:
-        dropped = found["mapped_bytes"] / 1e9
-        peak += f" ({dropped:.2f} GB are images in files, which the system can drop)"
-    if not found["fits"]:
+        memory_text += " by --memory_gb" if config.memory_gb else " of this device"
+    peak = f"{estimate['peak_memory_bytes'] / 1e9:.2f} GB, memory {memory_text}"
+    if estimate["mapped_bytes"]:
+        mapped = estimate["mapped_bytes"] / 1e9
+        peak += f" ({mapped:.2f} GB are images in files, which the system can drop)"
+    if not estimate["fits"]:
         peak += ": too much"
-    speed = f"{found['images_per_second']:.4g} images/s in {dry_run.STEPS} steps"
-    if found["tried_batch_size"] != config.batch_size:
-        speed += f" of {found['tried_batch_size']}"
-    seconds, steps = found["seconds"], found["steps_per_epoch"]
+    speed = f"{estimate['images_per_second']:.4g} images/s in {dry_run.STEPS} steps"
+    if estimate["tried_batch_size"] != config.batch_size:
+        speed += f" of {estimate['tried_batch_size']}"
+    seconds, steps = estimate["seconds"], estimate["steps_per_epoch"]
     rates = [
         f"{rule} {rate:.4g}" + (" (this run)" * (rule == config.learning_rate_scaling))
-        for rule, (_, rate) in found["learning_rates"].items()
+        for rule, (_, rate) in estimate["learning_rates"].items()
     ]
-    largest = found["largest_batch"]
+    largest = estimate["largest_batch"]
     lines = {
         "parameters": f"{_large(counts['learned'])} learned, "
         f"{_large(counts['parameters'])} in all; {_large(counts['encoder'])} of the "

@@ -1,4 +1,4 @@
-"""The encoders by name, each with the settings that it uses."""
+"""The encoders by name, each with the settings that it uses (`ENCODERS`)."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ class Encoder:
 
     Attributes:
         build: Returns the untrained encoder; each setting of `uses` is an argument.
-        uses: The settings that the encoder uses and not every encoder does.
-        smallest_image: Of these settings, the smallest side of a view in pixels.
+        uses: Names of the settings that this encoder uses; others are an error.
+        smallest_image: Function: settings -> smallest side of a view in pixels.
     """
 
     build: Callable[..., keras.Model]

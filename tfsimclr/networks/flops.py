@@ -1,4 +1,4 @@
-"""The computing of a graph: multiply-adds of its convolutions and matrix products."""
+"""Counts the multiply-adds of convolutions and matrix products in a graph."""
 
 import math
 
@@ -9,29 +9,29 @@ _CONVOLUTIONS = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
 
 
 def multiply_adds(function, *specs: tf.TensorSpec) -> int:
-    """Returns the multiply-adds of one call; FLOPs are twice as many.
+    """Returns the multiply-adds of one call of a function; FLOPs are twice as many.
 
-    What costs memory traffic rather than computing (batch norm, activations, pooling)
-    is not counted, nor is what runs in a loop.
+    Operations that are limited by memory traffic (batch norm, activations, pooling) are
+    not counted, nor are operations inside loops.
 
     Args:
-        function: Of tensors; traced here, not run.
-        *specs: Of its arguments, all sizes known.
+        function: A function of tensors; it is traced, not run.
+        *specs: Specs of its arguments, with all sizes known.
     """
     graph = tf.function(function).get_concrete_function(*specs).graph
     return sum(_of_operation(operation) for operation in _needed(graph))
 
 
 def _needed(graph) -> set:
-    """Returns the operations that the outputs depend on; the others never run."""
-    found: set = set()
+    """Returns the operations that the outputs depend on; only those are run."""
+    needed: set = set()
     waiting = [tensor.op for tensor in graph.outputs]
     while waiting:
         operation = waiting.pop()
-        if operation not in found:
-            found.add(operation)
+        if operation not in needed:
+            needed.add(operation)
             waiting += [tensor.op for tensor in operation.inputs]
-    return found
+    return needed
 
 
 def _of_operation(operation) -> int:
@@ -41,8 +41,8 @@ def _of_operation(operation) -> int:
         return out.num_elements() * left[-2 if operation.get_attr(name) else -1]
     if operation.type not in _CONVOLUTIONS:
         return 0
-    # Every output pixel of the forward convolution meets its kernel once, in either
-    # gradient as well.
+    # A convolution and each of its two gradients multiply every output pixel of the
+    # forward convolution with the whole kernel once.
     image, kernel = operation.outputs[0].shape, operation.inputs[1].shape
     if operation.type == "Conv2DBackpropInput":
         image = operation.inputs[2].shape

@@ -9,7 +9,7 @@ from tfsimclr.networks.norms import SplitBatchNormalization
 
 MAX_LAYERS = 8
 
-# Not elementwise, or not usable without arguments: they cannot follow a layer here.
+# Functions of keras.activations that are not elementwise or need arguments.
 _NOT_ACTIVATIONS = ("get", "serialize", "deserialize", "glu", "threshold")
 
 
@@ -18,21 +18,26 @@ class ProjectionHead(keras.layers.Layer):
     """Dense layers from h to z, with everything in between.
 
     `head_i` is the output of hidden layer i after its activation, `z` the output of
-    the last layer, which has none. No layer has a bias, unless the last is to have one.
+    the last layer, which has no activation. No layer has a bias, except the last with
+    `bias=True`.
 
     Args:
         num_layers: Dense layers, 1 to 8. The paper's best result uses 4.
         dim: Width of z.
         hidden_dim: Width of the hidden layers; None takes the width of h.
         activation: Name of an elementwise Keras activation, for the hidden layers.
-        batch_norm: Whether each layer is followed by batch normalisation: before the
-            activation of the hidden ones, without an offset after the last, as in
-            SimCLR. "hidden" leaves the last one without, as in BYOL.
-        bias: Whether the last layer has a bias, as that of a classifier.
-        **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
+        batch_norm: Whether batch normalisation follows each layer: before the
+            activation of hidden layers, without an offset after the last layer, as in
+            SimCLR. "hidden" omits it after the last layer, as in BYOL.
+        bias: Whether the last layer has a bias, as a classifier does.
+        **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
 
-    Returns, when called on h `[n, d]`, a list of 1 + num_layers tensors: h itself,
-    unchanged, then `[n, hidden_dim]` each, then `[n, dim]`. `feature_names` names them.
+    Called on h `[n, d]` it returns a list of 1 + num_layers tensors: h itself, the
+    hidden layers, `[n, hidden_dim]` each, and z `[n, dim]`. `names.feature_names` gives
+    their names.
+
+    Raises:
+        UserError: If an argument is out of range, or h is not `[n, d]` with known d.
 
     Source: Chen et al. 2020 (arXiv:2002.05709), section 2.1; for taking features from
     the middle of the head Chen et al. 2020 (arXiv:2006.10029), section 2.
@@ -48,7 +53,7 @@ class ProjectionHead(keras.layers.Layer):
         bias: bool = False,
         **kwargs,
     ):
-        # The layers inside cast what they are given; h passes through as it came.
+        # The dense layers cast their inputs; h itself must be returned uncast.
         super().__init__(autocast=False, **kwargs)
         _check_count("num_layers", num_layers, 1, MAX_LAYERS)
         _check_count("dim", dim, 1)
@@ -110,15 +115,19 @@ class ProjectionHead(keras.layers.Layer):
 
     @property
     def last(self):
-        """The layer that makes z; there once the head is built."""
+        """The layer that computes z; it exists once the head is built."""
         return self._denses[-1]
 
     def take_hidden_layers(self, other: "ProjectionHead") -> None:
-        """Sets the hidden layers to the first ones of a head of the same widths."""
-        for own, theirs in zip(self._denses[:-1], other._denses, strict=False):
-            own.set_weights(theirs.get_weights())
-        for own, theirs in zip(self._norms, other._norms, strict=False):
-            own.set_weights(theirs.get_weights())
+        """Copies the weights of the first layers of another head to the hidden layers.
+
+        Args:
+            other: A built head whose layers have the same widths.
+        """
+        for target, source in zip(self._denses[:-1], other._denses, strict=False):
+            target.set_weights(source.get_weights())
+        for target, source in zip(self._norms, other._norms, strict=False):
+            target.set_weights(source.get_weights())
 
     def _normalised(self, layer: int) -> bool:
         hidden = layer < self.num_layers - 1
@@ -130,7 +139,7 @@ class ProjectionHead(keras.layers.Layer):
         return [(n, d), *hidden, (n, self.dim)]
 
     def get_config(self):
-        own = {
+        settings = {
             "num_layers": self.num_layers,
             "dim": self.dim,
             "hidden_dim": self.hidden_dim,
@@ -138,7 +147,7 @@ class ProjectionHead(keras.layers.Layer):
             "batch_norm": self.batch_norm,
             "bias": self.bias,
         }
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **settings}
 
 
 def _activation(name):
@@ -148,7 +157,7 @@ def _activation(name):
         )
     function = getattr(keras.activations, name)
     if name == "leaky_relu":
-        # Differs: Keras's slope is 0.2. The paper worked in PyTorch, which means 0.01.
+        # Differs: Keras's default slope is 0.2; PyTorch's, used by the paper, is 0.01.
         return functools.partial(function, negative_slope=0.01)
     return function
 
@@ -163,8 +172,11 @@ def activation_names() -> list[str]:
     ]
 
 
-def _check_count(argument, value, least, most=None):
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        expected = f"from {least} to {most}" if most else f"of at least {least}"
+def _check_count(argument, value, minimum, maximum=None):
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    too_large = maximum is not None and is_integer and value > maximum
+    if not is_integer or value < minimum or too_large:
+        expected = (
+            f"from {minimum} to {maximum}" if maximum else f"of at least {minimum}"
+        )
         raise UserError(f"{argument} must be a whole number {expected}, got {value!r}.")

@@ -12,19 +12,20 @@ SCHEDULES = ("constant", "cosine")
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class MomentumNetwork(keras.layers.Layer):
-    """The moving average of a chain of networks: a momentum encoder, a target network.
+    """An exponential moving average of a chain of networks.
 
-    It starts as their copy. `update` moves what they learn (kernels, scales, offsets);
-    the moving statistics of batch norm follow the batches that this network sees. No
-    gradient passes through it.
+    It is the momentum encoder of MoCo and the target network of BYOL. It starts as a
+    copy of the online networks. `update` moves its trainable variables (kernels,
+    scales, offsets) towards theirs; the moving statistics of batch norm follow the batches on
+    which this network itself is called. No gradient passes through it.
 
     Args:
-        networks: Built layers, the online networks, called one after the other. Each
-            may return a list, of which the last entry is passed on.
-        decay: EMA decay, 0 to 1; 1 never moves.
+        networks: The online networks: built layers that are called one after the
+            other. If one returns a list, its last entry is passed on.
+        decay: EMA decay from 0 (a copy after each step) to 1 (never changes).
         schedule: `constant`, or `cosine`, which raises the decay to 1 over
             `total_steps`, as in BYOL.
-        total_steps: Steps of the run; `update` needs it under `cosine`.
+        total_steps: Steps of the run; required by the `cosine` schedule.
         **kwargs: Arguments of a Keras layer.
 
     Raises:
@@ -54,7 +55,7 @@ class MomentumNetwork(keras.layers.Layer):
         self.schedule = schedule
         self.total_steps = total_steps
         self.online = _Untracked(networks)
-        # The copies; the attribute's name is part of saved weights (see MomentumMethod).
+        # Saved weights contain the name of this attribute, so it stays (MomentumMethod).
         self.twins = [_copy(network) for network in networks]
         self.built = True
 
@@ -91,7 +92,7 @@ class MomentumNetwork(keras.layers.Layer):
 
 
 class _Untracked:
-    """Hides layers from Keras: they belong to the model, not to its average."""
+    """Keeps Keras from tracking the online layers as part of the moving average."""
 
     def __init__(self, items):
         self.items = list(items)
@@ -100,5 +101,5 @@ class _Untracked:
 def _copy(network):
     config = keras.saving.serialize_keras_object(network)
     copy = keras.saving.deserialize_keras_object(config)
-    copy.set_weights(network.get_weights())  # it was initialised at random
+    copy.set_weights(network.get_weights())  # deserialising draws new random weights
     return copy

@@ -1,4 +1,4 @@
-"""Batch normalisation over groups of a batch, as if each lay on a device of its own."""
+"""Batch normalisation over sub-batches, as if each were on a separate device."""
 
 import keras
 import tensorflow as tf
@@ -8,15 +8,19 @@ from tfsimclr.errors import UserError
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class SplitBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose statistics are those of a part of the batch.
+    """Batch normalisation with separate statistics for each sub-batch ("group").
 
     Row i of a batch of n belongs to group i // (n / groups). In training each group is
-    normalised by its own mean and variance; the moving statistics, which are used
-    otherwise, follow the groups' average. With one group it is Keras's layer.
+    normalised by the mean and variance of that group alone. The moving statistics, used
+    in inference, follow the average over the groups. With one group it computes what
+    Keras's layer does.
 
     Args:
-        groups: Groups of a batch, at least 1; must divide n.
-        **kwargs: Of `keras.layers.BatchNormalization`; the axis is the last one.
+        groups: Number of groups, at least 1; must divide n.
+        **kwargs: Arguments of `keras.layers.BatchNormalization`; the axis is the last.
+
+    Raises:
+        UserError: If called in training on a batch that the groups do not divide.
 
     Source: He et al. 2020 (arXiv:1911.05722), section 3.3, on one device.
     """
@@ -36,7 +40,7 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
                 f"{self.groups} groups do not divide a batch of {n}. Take another "
                 "batch size or number of groups."
             )
-        # As Keras does: statistics of half precision are computed in float32.
+        # As in Keras: statistics of half-precision inputs are computed in float32.
         x = keras.ops.cast(inputs, self.variable_dtype)
         x = keras.ops.reshape(x, (self.groups, -1, *inputs.shape[1:]))
         within = tuple(range(1, len(x.shape) - 1))
@@ -62,10 +66,11 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         return len(inputs.shape) == 4 and plain and self.variable_dtype == "float32"
 
     def _fused(self, inputs):
-        """Returns what Keras's layer does, by one operation in place of ten.
+        """Returns the same as Keras's layer, by one operation instead of ten.
 
-        Keras's go through memory one by one, in float32 also where the maps have half
-        its width: a tenth of a float32 step, a quarter of a bfloat16 one.
+        Each of Keras's operations reads and writes the feature maps, in float32 even if
+        the maps are half precision. Measured: that takes a tenth of a float32 training
+        step and a quarter of a bfloat16 one.
         """
         maps, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=keras.ops.cast(inputs, self.compute_dtype),
@@ -76,7 +81,8 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=True,
         )
-        # The operation returns the sample variance, Keras keeps the population's.
+        # The operation returns the sample variance (divided by count - 1); Keras
+        # averages the population variance (divided by count).
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
         variance *= tf.maximum(count - 1.0, 1.0) / count
         for moving, value in (
@@ -94,7 +100,7 @@ def set_bn_groups(network, groups: int) -> None:
     """Sets the number of groups of every batch norm of a network.
 
     Raises:
-        UserError: If it has batch norms that cannot be split.
+        UserError: If it has a batch norm of another class and groups is above 1.
     """
     for layer in network._flatten_layers():
         if isinstance(layer, SplitBatchNormalization):
@@ -107,14 +113,24 @@ def set_bn_groups(network, groups: int) -> None:
 
 
 def shuffle_for_bn(n: int, groups: int) -> list[int]:
-    """Returns an order of n rows that deals them out to the groups one by one.
+    """Returns the row order for Shuffling BN on one device.
 
-    A group of this order and a group of rows that follow each other have at most one
-    row in common if groups^2 >= n.
+    In this order each group holds every `groups`-th row, so if groups^2 >= n a group
+    shares at most one row with any group of the original order. A query's and its key's
+    sub-batch then share only that image.
+
+    Args:
+        n: Rows of the batch.
+        groups: Number of groups; must divide n.
+
+    Source: He et al. 2020 (arXiv:1911.05722), section 3.3.
     """
     return [row for first in range(groups) for row in range(first, n, groups)]
 
 
 def default_bn_groups(n: int) -> int:
-    """Returns the smallest divisor of n whose square is at least n (see `spread`)."""
+    """Returns the smallest divisor of n whose square is at least n.
+
+    It is the smallest number of groups for which `shuffle_for_bn` separates the rows.
+    """
     return next(g for g in range(1, n + 1) if n % g == 0 and g * g >= n)

@@ -18,7 +18,7 @@ _ARCHITECTURES = {
     152: ("bottleneck", (3, 8, 36, 3)),
     200: ("bottleneck", (3, 24, 36, 3)),
 }
-# Stem -> by how much it shrinks the image. The stages shrink it by 8 more.
+# Stem -> its total stride. The stages have a total stride of 8.
 _STEM_STRIDES = {"imagenet": 4, "medium": 2, "small": 1}
 
 DEPTHS = tuple(_ARCHITECTURES)
@@ -44,10 +44,10 @@ def resnet(
         depth: 10, 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks).
         width: Positive multiplier of all channel counts; 0.25 suits a CPU.
         stem: `imagenet` (7x7 stride 2, then max-pool), `medium` (3x3, then max-pool)
-            or `small` (3x3 alone). Take the largest for which the images are well
-            above `smallest_image(stem)`: `small` suits 32 px and costs 16 times as
-            much computing per pixel as `imagenet`.
-        selective_kernel: Whether to let each block choose between two kernels.
+            or `small` (3x3 only). Use the one with the largest stride for which the
+            images are well above `smallest_image(stem)`: `small` suits 32 px and needs
+            16 times as much computation per pixel as `imagenet`.
+        selective_kernel: Whether each block mixes the outputs of two kernels.
         name: Name of the model.
 
     Returns:
@@ -73,8 +73,8 @@ def resnet(
                 selective_kernel=selective_kernel,
                 name=f"stage{stage + 1}_block{i + 1}",
             )
-    # Averaged in the type of the variables: the mean of many half-precision numbers
-    # deserves more than half precision, and it is one small map.
+    # Averaged in float32: the mean of many half-precision numbers loses accuracy in
+    # half precision, and the map is small.
     h = keras.layers.GlobalAveragePooling2D(
         dtype=keras.config.dtype_policy().variable_dtype, name="h"
     )(x)  # [n, d]
@@ -82,16 +82,16 @@ def resnet(
 
 
 def smallest_image(stem: str) -> int:
-    """Returns the smallest side, in pixels, that every stage can still shrink.
+    """Returns the smallest image side, in pixels, at which no stage gets a 1x1 map.
 
-    At this size the last stage sees a 2x2 map and leaves 1x1. The network runs on
-    smaller images too, but then whole stages see a single pixel and the 3x3 kernels
-    multiply zeros eight times out of nine.
+    At this size the input of the last stage is 2x2 and its output 1x1. The network runs
+    on smaller images too, but then whole stages work on a single pixel and eight of the
+    nine weights of a 3x3 kernel are multiplied with padding.
     """
     _check_choice("stem", stem, STEMS)
-    # A stride of 2 with symmetric padding leaves ceil(side / 2). The stem and two of
-    # the three strided stages come before the last one: more than one map pixel is
-    # left when the side is more than their product.
+    # A stride of 2 with symmetric padding gives ceil(side / 2). Before the last stage
+    # there are the stem and two stages of stride 2; the map is larger than one pixel if
+    # the side is larger than the product of these strides.
     return _STEM_STRIDES[stem] * 4 + 1
 
 
@@ -127,8 +127,8 @@ def _stem(x, stem, filters, selective_kernel):
         x = _conv_bn(x, filters, 7, 2, "stem")
     if stem == "small":
         return x
-    # torch pads with -inf here. After a ReLU zeros do the same: nothing is below zero
-    # and every window holds at least one pixel of the map.
+    # torch pads with -inf. After a ReLU zeros give the same maximum: no value is below
+    # zero, and every window contains at least one pixel of the map.
     x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
@@ -139,9 +139,9 @@ def _block(x, filters, stride, bottleneck, selective_kernel, name):
     shortcut = x
     if stride > 1 or x.shape[-1] != out_filters:
         shortcut = _shortcut(x, out_filters, stride, selective_kernel, name)
-    # Differs: SimCLRv2's code leaves basic blocks without selective kernels. Here the
-    # first convolution, which carries the stride, gets one: the flag should do what
-    # it says at every depth.
+    # Differs: SimCLRv2's code has no selective kernels in basic blocks. Here the first
+    # convolution, which has the stride, becomes one, so that the flag has an effect at
+    # every depth.
     spatial = _selective_kernel if selective_kernel else _conv_bn_3x3
     if bottleneck:
         x = _conv_bn(x, filters, 1, 1, f"{name}_1")
@@ -156,10 +156,10 @@ def _block(x, filters, stride, bottleneck, selective_kernel, name):
 
 def _shortcut(x, filters, stride, selective_kernel, name):
     if selective_kernel:
-        # ResNet-D: the stride averages instead of dropping three pixels of four. At
-        # stride 1 SimCLRv2 averages as well, and so do we.
-        # Differs: for maps of odd size SimCLRv2 averages zeros into the last row and
-        # column; "same" averages only what is there. Even sizes agree.
+        # ResNet-D: average pooling instead of a strided 1x1 convolution, which ignores
+        # three of four pixels. Like SimCLRv2 we also pool at stride 1.
+        # Differs: at odd sizes SimCLRv2 includes padding zeros in the average of the
+        # last row and column; "same" averages only real pixels. Even sizes agree.
         x = keras.layers.AveragePooling2D(
             2, stride, padding="same", name=f"{name}_shortcut_pool"
         )(x)
@@ -192,17 +192,16 @@ def _conv_bn_3x3(x, filters, stride, name):
 
 def _conv_bn(x, filters, kernel_size, stride, name, relu=True):
     x = _conv(x, filters, kernel_size, stride, name)
-    # Differs: SimCLR's code starts the scale of a block's last batch norm at zero,
-    # so that every block starts as its shortcut. The paper reproduced here used
-    # torchvision's default, ones; and with zeros the untrained encoder, one of the
-    # two floors of the evaluation, would be little more than its stem.
+    # Differs: SimCLR's code initialises the scale of a block's last batch norm to zero,
+    # so that every block starts as its shortcut. The paper reproduced here used ones,
+    # torchvision's default. With zeros the untrained encoder, one of the two baselines
+    # of the evaluation, would be little more than its stem.
     x = SplitBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
 def _conv(x, filters, kernel_size, stride, name):
-    # "same" pads an even side at the end only once there is a stride; torch pads both
-    # ends alike.
+    # With a stride "same" pads an even side only at the end; torch pads both ends.
     if stride > 1 and kernel_size > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
     return keras.layers.Conv2D(
@@ -211,8 +210,9 @@ def _conv(x, filters, kernel_size, stride, name):
         stride,
         padding="same" if stride == 1 else "valid",
         use_bias=False,
-        # He et al. 2015 (arXiv:1502.01852), equation 14, as torchvision draws it. A
-        # new initializer each time: one with a seed repeats itself.
+        # He et al. 2015 (arXiv:1502.01852), equation 14, as in torchvision. A new
+        # initializer for each layer: a shared one would give equal weights to layers
+        # of equal shape.
         kernel_initializer=keras.initializers.VarianceScaling(
             2.0, mode="fan_out", distribution="untruncated_normal"
         ),

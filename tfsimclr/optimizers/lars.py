@@ -12,7 +12,7 @@ def trust_ratio(weight: tf.Tensor, update: tf.Tensor, trust: float) -> tf.Tensor
     Args:
         weight: A layer's weight, any shape.
         update: Its gradient with decay added, same shape.
-        trust: The coefficient eta of the paper.
+        trust: The trust coefficient, eta in the paper.
 
     Source: You et al. 2017 (arXiv:1708.03888), equation 6.
     """
@@ -34,7 +34,7 @@ class LARS(keras.optimizers.Optimizer):
         v = momentum * v + r * trust * |w| / |u| * u
         w = w - v
 
-    The learning rate stands inside the velocity. Variables of rank 0 and 1 (biases,
+    The learning rate is inside the velocity. Variables of rank 0 and 1 (biases,
     batch-norm scales and offsets) get neither decay nor adaptation: `u = g`, ratio 1.
 
     Args:
@@ -44,8 +44,11 @@ class LARS(keras.optimizers.Optimizer):
         l2: Decay added to the gradient. Not named `weight_decay`: that attribute would
             switch on Keras's decoupled decay as well.
         trust: The trust coefficient.
-        name: Of the optimizer.
-        **kwargs: Of `keras.optimizers.Optimizer`.
+        name: Name of the optimizer.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`.
+
+    Raises:
+        UserError: If momentum, l2 or trust is out of range.
 
     Example::
 
@@ -77,10 +80,10 @@ class LARS(keras.optimizers.Optimizer):
         self._plain: frozenset[int] = frozenset()
 
     def leave_plain(self, variables) -> None:
-        """Gives these variables neither decay nor adaptation, whatever their rank.
+        """Excludes variables from decay and adaptation, whatever their rank.
 
-        For a classifier that starts at zero: a step in proportion to its norm would
-        keep it there.
+        Needed for a classifier that starts near zero: a step proportional to its norm
+        would hardly move it.
         """
         self._plain |= {self._var_key(variable) for variable in variables}
 
@@ -109,10 +112,10 @@ class LARS(keras.optimizers.Optimizer):
         ]
 
     def get_config(self):
-        own = {"momentum": self.momentum, "l2": self.l2, "trust": self.trust}
-        return {**super().get_config(), **own}
+        settings = {"momentum": self.momentum, "l2": self.l2, "trust": self.trust}
+        return {**super().get_config(), **settings}
 
     def _is_adapted(self, variable) -> bool:
-        # By rank: `variable.name` is only "gamma" or "kernel", so matching names of
-        # layers would silently exclude nothing.
+        # By rank: `variable.name` is only "gamma" or "kernel" without the layer, so
+        # matching layer names would silently exclude nothing.
         return len(variable.shape) > 1 and self._var_key(variable) not in self._plain

@@ -14,11 +14,12 @@ def scaled_learning_rate(base: float, batch_size: int, rule: str) -> float:
     """Returns the peak learning rate for a batch size.
 
     Args:
-        base: Rate before scaling.
+        base: Learning rate before scaling.
         batch_size: Images per step (each yields two views).
         rule: `none` (base), `linear` (base * batch_size / 256) or `sqrt`
             (base * sqrt(batch_size)). For LARS the base of SimCLR is 0.3 with `linear`
-            and 0.075 with `sqrt`: the same 4.8 at batch 4096, but 0.15 and 0.85 at 128.
+            and 0.075 with `sqrt`: both give 4.8 at batch 4096, but 0.15 and 0.85 at
+            batch 128.
 
     Raises:
         UserError: If the rule is unknown.
@@ -36,15 +37,18 @@ def scaled_learning_rate(base: float, batch_size: int, rule: str) -> float:
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then constant or cosine, per step.
+    """Linear warm-up, then constant or cosine decay, updated every step.
 
     Args:
-        peak: Rate at the end of the warm-up.
-        total_steps: Length of the run; the cosine reaches 0 there, one step after the
-            last update, so no update is wasted.
-        warmup_steps: Steps of linear warm-up. The first step already moves: it uses
-            `peak / warmup_steps`, the last warm-up step uses `peak`.
+        peak: Learning rate at the end of the warm-up.
+        total_steps: Number of steps of the run. The cosine reaches 0 at this step,
+            which is one after the last update, so no update has rate 0.
+        warmup_steps: Steps of linear warm-up: the first step uses `peak /
+            warmup_steps`, the last one `peak`.
         decay: `constant` or `cosine`.
+
+    Raises:
+        UserError: If an argument is out of range.
 
     Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5, without restarts.
     """
@@ -77,9 +81,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = keras.ops.convert_to_tensor(self.peak, "float32")
         if self.decay == "cosine":
             length = self.total_steps - self.warmup_steps
-            left = keras.ops.clip((self.total_steps - step) / length, 0.0, 1.0)
-            # 0.5 (1 + cos) cancels to exactly 0 over the last steps of a long run.
-            rate = rate * keras.ops.square(keras.ops.sin(0.5 * math.pi * left))
+            remaining = keras.ops.clip((self.total_steps - step) / length, 0.0, 1.0)
+            # Equal to 0.5 (1 + cos), which would round to 0 near the end of a long run.
+            rate = rate * keras.ops.square(keras.ops.sin(0.5 * math.pi * remaining))
         if self.warmup_steps:
             warming = self.peak * (step + 1.0) / self.warmup_steps
             rate = keras.ops.where(step < self.warmup_steps, warming, rate)
