@@ -1,8 +1,8 @@
-"""The usual ways of making a view of one image, for bench_views.py to compare with.
+"""The usual ways to make a view of one image, with which `views` compares ours.
 
 SimCLR's settings: crops of 8 % or more, colour jitter of strength 1, a blur of sigma
 0.1 to 2. TensorFlow and torchvision are imported only where they are used, since no
-environment needs both.
+environment needs to have both.
 """
 
 import sys
@@ -12,9 +12,9 @@ import types
 def tensorflow(image, size: int, blur: float):
     """Returns a view of one image, to be mapped over a `tf.data` data set.
 
-    As SimCLR's own data_util.py has it, and faster where that costs it nothing: only
-    the pixels of the crop are resized, the jitter keeps one order, and what is not
-    drawn is not computed.
+    Follows data_util.py of google-research/simclr with shortcuts that make the baseline
+    faster: only the crop's pixels are resized, the colour jitter has one order, and a
+    transformation is computed only for images that draw it.
 
     Args:
         image: uint8 `[H, W, 3]`.
@@ -24,8 +24,8 @@ def tensorflow(image, size: int, blur: float):
     import tensorflow as tf
 
     def sometimes(probability, change, image):
-        drawn = tf.random.uniform([]) < probability
-        return tf.cond(drawn, lambda: change(image), lambda: image)
+        applies = tf.random.uniform([]) < probability
+        return tf.cond(applies, lambda: change(image), lambda: image)
 
     def jitter(image):
         image *= tf.random.uniform([], 0.2, 1.8)
@@ -40,11 +40,11 @@ def tensorflow(image, size: int, blur: float):
         radius = max(size // 10 // 2, 1)
         offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
         sigma = tf.random.uniform([], 0.1, 2.0)
-        taps = tf.nn.softmax(-(offsets**2) / (2 * sigma**2))[:, None, None, None]
-        taps = tf.tile(taps, [1, 1, 3, 1])
+        kernel = tf.nn.softmax(-(offsets**2) / (2 * sigma**2))[:, None, None, None]
+        kernel = tf.tile(kernel, [1, 1, 3, 1])
         image = image[None]
-        for kernel in (taps, tf.transpose(taps, [1, 0, 2, 3])):
-            image = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "SAME")
+        for rows_or_columns in (kernel, tf.transpose(kernel, [1, 0, 2, 3])):
+            image = tf.nn.depthwise_conv2d(image, rows_or_columns, [1, 1, 1, 1], "SAME")
         return image[0]
 
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
@@ -74,7 +74,8 @@ def torchvision(size: int, blur: float):
         size: Pixels of a side of the view.
         blur: Probability of a blur.
     """
-    # Some builds lack torchvision's box operators, which its transforms do not need.
+    # torchvision fails to import where its compiled box operators do not match torch.
+    # Transforms need none of them.
     operators = "torchvision._meta_registrations"
     sys.modules.setdefault(operators, types.ModuleType(operators))
     from torchvision import transforms as t

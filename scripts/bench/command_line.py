@@ -1,9 +1,10 @@
-"""Measures how fast tfsimclr is, beside what it could be.
+"""Measures how fast tfsimclr is, compared with alternatives and with its own limits.
 
-python scripts/bench.py step --torch_python=<a Python that has torch>
-python scripts/bench.py all
+python scripts/bench step --torch_python=<a Python that has torch>
+python scripts/bench all
 
-Writes a JSON per benchmark to --out, and of all that lie there the report <out>.md.
+Writes one JSON file per benchmark to --out, and a report on all files in that folder
+to <out>.md.
 """
 
 import argparse
@@ -12,69 +13,81 @@ import pathlib
 import sys
 import time
 
-import bench_report
-import bench_tools
+from bench import harness, report
 
-# Benchmark -> the module, and its function that measures.
-BENCHMARKS = {
-    "views": ("bench_views_rows", "measure"),
-    "step": ("bench_step", "measure"),
-    "gpu": ("bench_gpu", "measure"),
-    "overhead": ("bench_overhead", "measure"),
-    "starvation": ("bench_overhead", "starvation"),
-    "nt_xent": ("bench_loss", "measure"),
-    "evaluate": ("bench_evaluate", "measure"),
-    "start": ("bench_runs", "measure"),
-    "growth": ("bench_runs", "growth"),
-    "plan": ("bench_plan", "measure"),
-    "profile": ("bench_profile", "measure"),
-}
+# Modules of this package, in the order of the report.
+BENCHMARKS = (
+    "views",
+    "step",
+    "gpu",
+    "overhead",
+    "starvation",
+    "nt_xent",
+    "evaluate",
+    "start",
+    "growth",
+    "plan",
+    "profile",
+)
 SIZES = ("full", "tiny")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parsed(arguments)
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    failed = []
+    options = parse(arguments)
+    names = list(BENCHMARKS) if options.benchmark == "all" else [options.benchmark]
+    failures = []
     for name in names:
         print(f"{name} ...", flush=True)
         start = time.monotonic()
         try:
-            result = measured(name, options)
+            result = measure(name, options)
         except (RuntimeError, ValueError, OSError) as error:
-            # The others of `all` can still be had.
-            failed.append(f"{name}: {' '.join(str(error).split())}")
+            # With `all`, the other benchmarks still run.
+            failures.append(f"{name}: {' '.join(str(error).split())}")
             continue
         seconds = time.monotonic() - start
-        command = described(name, options)
-        bench_tools.save(options.out, name, result, command, seconds)
-        print(bench_report.section(bench_report.read(options.out, name)), flush=True)
-    report = options.out.with_suffix(".md")
-    report.write_text(bench_report.render(options.out, tuple(BENCHMARKS)))
-    print(f"Report: {report}")
-    if failed:
-        sys.exit("bench: " + "\n".join(failed))
+        command = command_of(name, options)
+        harness.save(options.out, name, result, command, seconds)
+        print(report.section(report.read(options.out, name)), flush=True)
+    path = options.out.with_suffix(".md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report.render(options.out, BENCHMARKS), encoding="utf-8")
+    print(f"Report: {path}")
+    if failures:
+        sys.exit("bench: " + "\n".join(failures))
 
 
-def parsed(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        prog="python scripts/bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", choices=(*BENCHMARKS, "all"))
+    parser.add_argument("benchmark", choices=(*BENCHMARKS, "all"))
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).resolve().parent.parent / "results" / "bench",
-        help="Folder of the JSON files (results/bench).",
-    )
-    parser.add_argument("--pairs", type=int, default=5, help="Rounds that count (5).")
-    parser.add_argument(
-        "--torch_python", default="", help="A Python that has torch and torchvision."
+        default=harness.SCRIPTS.parent / "results" / "bench",
+        help="Folder for the JSON files (default: results/bench).",
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="full", help="tiny tests the programs only."
+        "--pairs",
+        type=int,
+        default=5,
+        help="Rounds that are measured; every round runs each task once (default: 5).",
+    )
+    parser.add_argument(
+        "--torch_python",
+        default="",
+        help="Python interpreter that has torch and torchvision, for comparisons with "
+        "them (default: the one that runs this command).",
+    )
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="full",
+        help="tiny only tests that the benchmark works (default: full).",
     )
     options = parser.parse_args(arguments)
     if options.pairs < 1:
@@ -82,21 +95,16 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measured(name: str, options) -> dict:
-    """Returns the rows and words of one benchmark."""
-    module, function = BENCHMARKS[name]
-    result = getattr(importlib.import_module(module), function)(options)
-    return {**result, "size": options.size}
+def measure(name: str, options) -> dict:
+    """Returns the rows and paragraphs of one benchmark."""
+    module = importlib.import_module(f"bench.{name}")
+    return {**module.measure(options), "size": options.size}
 
 
-def described(name: str, options) -> str:
-    """Returns the command that measures it again, without paths of this machine."""
-    parts = [f"python scripts/bench.py {name}"]
+def command_of(name: str, options) -> str:
+    """Returns the command that repeats a measurement, without local paths."""
+    parts = [f"python scripts/bench {name}"]
     parts += [f"--pairs={options.pairs}"] if options.pairs != 5 else []
     parts += [f"--size={options.size}"] if options.size != "full" else []
     parts += ["--torch_python=..."] if options.torch_python else []
     return " ".join(parts)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """One pretraining step on a GPU: precisions, and XLA on and off."""
 
-import bench_step
-import bench_tools
+from bench import harness, step
 
 PRECISIONS = {
     "float32": {"precision": "float32", "tf32": False},
@@ -22,35 +21,41 @@ def measure(options) -> dict:
     if not has_gpu():
         return {"rows": [], "skipped": [SKIPPED]}
     rows = []
-    for case in bench_step.CASES[options.size]:
-        works = {
+    for case in step.CASES[options.size]:
+        tasks = {
             (name, jit): {**case, **settings, "jit": jit}
             for name, settings in PRECISIONS.items()
             for jit in (False, True)
         }
-        rows += measured(works, case, options.pairs)
+        rows += measure_case(tasks, case, options.pairs)
     return {"rows": rows, "clock": "wall"}
 
 
-def measured(works: dict, case: dict, pairs: int) -> list[dict]:
-    """Returns the speed of every work over that of plain float32."""
-    # One process at a time has the memory of the GPU unless told to share it.
+def measure_case(tasks: dict, case: dict, pairs: int) -> list[dict]:
+    """Returns the speed of every task relative to plain float32.
+
+    Args:
+        tasks: (name of the precision, whether with XLA) -> settings.
+        case: Settings of the network.
+        pairs: Rounds that are measured.
+    """
+    # Otherwise the first process reserves all memory of the GPU.
     share = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    children = {
-        name: bench_tools.tensorflow_child(
+    workers = {
+        name: harness.tensorflow_worker(
             "step", gpu=True, environment=share, steps=20, **settings
         )
-        for name, settings in works.items()
+        for name, settings in tasks.items()
     }
-    taken = bench_step.measured(children, pairs)
-    base = taken["float32", False]
+    timings = step.measure_same_network(workers, pairs)
+    base = timings["float32", False]
     return [
-        bench_tools.row(
+        harness.row(
             f"step, ResNet-18, {case['stem']} stem, {case['size']} px, batch "
             f"{case['batch']}, {name}{', XLA' if jit else ''}: speed",
             "float32 without tf32 and XLA",
-            bench_tools.ratios(base, taken[name, jit]),
+            harness.ratios(base, timings[name, jit]),
         )
-        for name, jit in works
+        for name, jit in tasks
         if (name, jit) != ("float32", False)
     ]

@@ -1,154 +1,124 @@
-"""Works of a child that are runs, or parts of one, not single steps."""
+"""How the time of an epoch and the memory of a run grow with the number of images."""
 
-import json
-import os
 import pathlib
 import re
-import shutil
-import sys
 import tempfile
 
-import bench_child
+from bench import harness, training_tasks
+
+COUNTS = {"full": (1000, 50_000, 100_000), "tiny": (64, 128, 192)}
+NETWORK_FLAGS = {
+    "dataset": "textures",
+    "backbone": "resnet10",
+    "width": 0.125,
+    "image_size": 18,
+    "stem": "imagenet",
+}
+FLAGS = {
+    "full": {**NETWORK_FLAGS, "batch_size": 250},
+    "tiny": {**NETWORK_FLAGS, "batch_size": 16},
+}
 
 
-def settings_of(given: dict, folder: str):
-    """Returns (resolved config, data set) of settings that are flags' values."""
-    from tfsimclr import build
-    from tfsimclr.settings import config
+def measure(options) -> dict:
+    """Measures epochs of more and more images, and the memory held after them."""
+    counts, flags = COUNTS[options.size], FLAGS[options.size]
+    few, half, many = counts
+    workers = {
+        count: harness.tensorflow_worker(
+            "growth", images=count, stored_size=24, flags=flags
+        )
+        for count in counts
+    }
+    with harness.workers(workers):
+        timings = harness.measure_rounds(workers, options.pairs)
+    seconds = {n: [timing["wall"] for timing in timings[n]] for n in counts}
+    # Differences of epochs: the constant time of an epoch's end cancels.
+    slopes = [
+        ((c - b) / (many - half)) / ((b - a) / (half - few))
+        for a, b, c in zip(*(seconds[n] for n in counts), strict=True)
+    ]
+    rows = [
+        harness.row(
+            f"seconds per image of an epoch, from {half:,} to {many:,} images",
+            f"from {few:,} to {half:,}",
+            slopes,
+            least=0.95,
+            most=1.05,
+        ),
+        harness.row(
+            f"private memory after an epoch of {many:,} images",
+            f"after one of {few:,}",
+            harness.ratios(timings[many], timings[few], "RssAnon"),
+            most=1.05,
+        ),
+    ]
+    last = timings[few][-1], timings[many][-1]
+    private = [timing["RssAnon"] / 1e6 for timing in last]
+    mapped = [timing["RssFile"] / 1e6 for timing in last]
+    paragraph = (
+        "A tiny network, to keep this short. An epoch includes its end: records and a "
+        f"checkpoint. Private memory: {private[0]:.0f} MB at {few:,} images, "
+        f"{private[1]:.0f} MB at {many:,}. Mapped files add {mapped[0]:.0f} and "
+        f"{mapped[1]:.0f} MB to what the system shows as resident: TensorFlow's "
+        "library and pages of the store, which the system drops when it needs memory."
+    )
+    return {"rows": rows, "paragraphs": [paragraph], "clock": "wall"}
 
-    asked = config.Config(**{"workdir": folder, **given})
-    dataset = build.dataset(asked)
-    return resolve.resolve(asked, dataset), dataset
 
-
-def growth(given):
-    """One epoch, with its end, of a tiny network over a store of made images."""
+def growth(settings: dict):
+    """A worker's task: one epoch, with its end, over a store of `images` images."""
     import time
 
     import keras
 
     from tfsimclr import build
+    from tfsimclr.data import batches
     from tfsimclr.training import recorder, safeguards
 
     folder = tempfile.mkdtemp()
-    config, _ = settings_of(given["flags"], folder)
-    images = bench_child.made_store(given["images"], given["stored_size"])
+    config, _ = training_tasks.resolve_config(settings["flags"], folder)
+    images = training_tasks.create_store(settings["images"], settings["stored_size"])
     steps = len(images) // config.batch_size
     model = build.method(config, 100 * steps)
     schedule = build.schedule(config, steps)
     model.compile(build.optimizer(config, schedule, model.learned_variables))
     model.optimizer.build(model.learned_variables)
-    journal = recorder.Recorder(
-        folder,
-        sample=images[:256],
-        batch_size=config.batch_size,
-        steps_per_epoch=steps,
-        schedule=schedule,
-        keep=2,
-        minutes=60.0,
-        meta={"images": ""},
-    )
-    watch = [safeguards.TerminateOnNonFinite(pathlib.Path(folder), schedule), journal]
     starts = []
-    watch.append(
+    callbacks = [
+        safeguards.TerminateOnNonFinite(pathlib.Path(folder), schedule),
+        recorder.Recorder(
+            folder,
+            sample=images[:256],
+            batch_size=config.batch_size,
+            steps_per_epoch=steps,
+            schedule=schedule,
+            keep=2,
+            minutes=60.0,
+            meta={"images": ""},
+        ),
         keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda *_: starts.append(time.perf_counter())
-        )
-    )
+        ),
+    ]
 
-    def work():
+    def task():
         first = int(model.step)
-        model.fit(
-            batches.training_batches(
-                images, config.batch_size, 0, first, first + steps
-            ),
-            callbacks=watch,
-            shuffle=False,
-            verbose=0,
+        data = batches.training_batches(
+            images, config.batch_size, 0, first, first + steps
         )
-        return {"wall": time.perf_counter() - starts[-1], **resident()}
+        model.fit(data, callbacks=callbacks, shuffle=False, verbose=0)
+        return {"wall": time.perf_counter() - starts[-1], **resident_memory()}
 
-    return work, {"steps": steps}
+    return task, {"steps": steps}
 
 
-def resident() -> dict:
-    """Returns bytes of memory of our own, and of mapped files."""
-    found = {}
+def resident_memory() -> dict[str, int]:
+    """Returns the process's bytes of private memory and of mapped files (Linux)."""
+    memory = {}
     status = pathlib.Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         match = re.match(r"(RssAnon|RssFile):\s+(\d+) kB", line)
         if match:
-            found[match[1]] = 1024 * int(match[2])
-    return found
-
-
-def first_step(given):
-    """A run as the command line starts it, up to the end of its first step."""
-    from tfsimclr import run
-    from tfsimclr.training import recorder
-
-    def end(*_, **logs):
-        # Atexit handlers are of no interest, nor are TensorFlow's threads.
-        print("{}", file=answers, flush=True)
-        os._exit(0)
-
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    from tfsimclr.settings.config import Config
-
-    recorder.Recorder.on_train_batch_end = end
-    run.run(Config(mode="pretrain", workdir=given["workdir"], **given["flags"]))
-
-
-def import_and_compile(given):
-    """What cannot be saved: TensorFlow's import, a network, its first step."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import numpy as np
-
-    settings = {**bench_child.NETWORK, **given}
-    shape = (settings["batch"], settings["size"], settings["size"], 3)
-    bench_child.model_of(settings).train_on_batch(np.zeros(shape, "uint8"))
-    print("{}", file=answers, flush=True)
-    os._exit(0)
-
-
-def plan(given):
-    """The plan of a run, or (`real`) the run itself and what it took."""
-    import time
-
-    folder = tempfile.mkdtemp()
-    config, dataset = settings_of(given["flags"], folder)
-
-    def predicted():
-        from tfsimclr.modes import plan
-
-        return {"found": plan.measure(config, dataset)}
-
-    def real():
-        from tfsimclr.modes import pretrain
-        from tfsimclr.runs import folder as run_folder
-        from tfsimclr.training import checkpoints
-
-        workdir = run_folder.prepare(config)
-        start = time.perf_counter()
-        pretrain.pretrain(config, dataset, workdir)
-        seconds = time.perf_counter() - start
-        _, meta = checkpoints.load_latest(workdir / "checkpoints")
-        shutil.rmtree(folder)
-        rates = sorted(row["images_per_second"] for row in meta["rows"])
-        return {
-            "found": {
-                "seconds": seconds,
-                "images_per_second": rates[len(rates) // 2],
-                "peak_memory_bytes": meta["peak_memory_bytes"],
-            }
-        }
-
-    return real if given["real"] else predicted, {}
-
-
-ONCE = {"first_step": first_step, "import_and_compile": import_and_compile}
-
-if __name__ == "__main__":
-    ONCE[sys.argv[1]](json.loads(sys.argv[2]))
+            memory[match[1]] = 1024 * int(match[2])
+    return memory

@@ -1,8 +1,10 @@
-"""What every benchmark shares: measuring in turn, child programs, results as JSON.
+"""What all benchmarks share: rounds of measurements, worker processes, JSON records.
 
-The standard library alone: the PyTorch child runs where nothing of ours is installed.
+Imports only the standard library: a worker may run in an environment that has PyTorch
+and nothing of ours.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -16,25 +18,31 @@ import tempfile
 import time
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn")
+# Processor features that decide how fast low precision is.
 FAST_TYPES = {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"}
-HERE = pathlib.Path(__file__).resolve().parent
+SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 
 
-def rounds(works: dict, count: int, warm: int = 1) -> dict[str, list[dict]]:
-    """Does every work once a round, one after the other; returns what each took.
+def measure_rounds(tasks: dict, count: int, warm_up: int = 1) -> dict[str, list[dict]]:
+    """Runs every task once per round, one after the other; returns their timings.
+
+    Measuring in turn (A B A B ...) exposes all tasks to the same disturbances.
 
     Args:
-        works: Name -> callable that returns {"wall": seconds, "cpu": seconds, ...}.
-        count: Rounds that count.
-        warm: Rounds before them that do not.
+        tasks: Name -> callable that returns {"wall": seconds, "cpu": seconds, ...}.
+        count: Rounds that are measured.
+        warm_up: Rounds before them that are not.
+
+    Returns:
+        Name -> the timing of every measured round.
     """
-    taken: dict = {name: [] for name in works}
-    for number in range(warm + count):
-        for name, work in works.items():
-            took = work()
-            if number >= warm:
-                taken[name].append(took)
-    return taken
+    timings: dict = {name: [] for name in tasks}
+    for number in range(warm_up + count):
+        for name, task in tasks.items():
+            timing = task()
+            if number >= warm_up:
+                timings[name].append(timing)
+    return timings
 
 
 def ratios(upper: list[dict], lower: list[dict], clock: str = "wall") -> list[float]:
@@ -50,15 +58,15 @@ def row(
     most: float | None = None,
     form: str = "{:.2f}x",
 ) -> dict:
-    """Returns a line of the report.
+    """Returns one row of the report's table.
 
     Args:
-        what: That was measured.
+        what: What was measured.
         against: What it was compared with.
-        values: One a round; their median is the result.
-        least: Wanted at least.
-        most: Wanted at most.
-        form: How a value is written.
+        values: One per round; the result is their median.
+        least: Smallest value that meets the target, or None.
+        most: Largest value that meets the target, or None.
+        form: Format string of a value.
     """
     return {
         "what": what,
@@ -73,26 +81,40 @@ def row(
     }
 
 
-def timed(work) -> dict:
-    """Returns what a call took, and what it says about itself."""
+def time_call(task) -> dict:
+    """Returns the seconds that a call takes, updated by the dict that it returns."""
     wall, cpu = time.perf_counter(), time.process_time()
-    said = work() or {}
+    reported = task() or {}
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall": wall, "cpu": cpu, **said}
+    return {"wall": wall, "cpu": cpu, **reported}
 
 
-class Child:
-    """A program that works whenever told; when it is not, it takes no time.
+def python_command(module: str, *arguments: str, python: str = sys.executable):
+    """Returns the command that runs a module of this package.
+
+    It needs `environment()`, so that Python finds the package.
+    """
+    return [python, "-m", f"bench.{module}", *arguments]
+
+
+def environment(variables: dict | None = None) -> dict[str, str]:
+    """Returns this process's environment with `scripts/` on the module path."""
+    path = filter(None, (str(SCRIPTS), os.environ.get("PYTHONPATH")))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **(variables or {})}
+
+
+class Worker:
+    """A process that performs its task once per call, and waits in between.
 
     Args:
-        command: Of a program that ends in `serve`.
-        environment: Variables above those of this process.
+        command: Command of a program that calls `serve`.
+        variables: Environment variables in addition to those of this process.
 
     Raises:
-        RuntimeError: If it ends; the message has its last words.
+        RuntimeError: If the process ends early; the message has its last output.
     """
 
-    def __init__(self, command: list[str], environment: dict | None = None):
+    def __init__(self, command: list[str], variables: dict | None = None):
         self.command = command
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -100,7 +122,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, **(environment or {})},
+            env=environment(variables),
             text=True,
         )
 
@@ -118,12 +140,14 @@ class Child:
         self._log.close()
 
     def ready(self) -> dict:
-        """Waits until it is ready; returns what it says about itself."""
+        """Waits until the task is prepared; returns what the worker reports then."""
         return self._answer()
 
     def __call__(self) -> dict:
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        # If the process has ended, `_answer` says why.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict:
@@ -131,39 +155,67 @@ class Child:
         if not line:
             self._process.wait()
             self._log.seek(0)
-            words = self._log.read().decode(errors="replace").strip().splitlines()
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
             raise RuntimeError(
                 f"{' '.join(self.command)} ended with {self._process.returncode}: "
-                f"{' '.join(words[-3:])}"
+                f"{' '.join(lines[-3:])}"
             )
         return json.loads(line)
 
 
 def serve(prepare) -> None:
-    """The other side of `Child`: prepares, then works once for every line it is sent.
+    """The worker's side of `Worker`: prepares, then runs the task once per input line.
 
     Args:
-        prepare: Returns (work, what to say when ready).
+        prepare: Returns (task, what to report when ready).
+    """
+    answers = answer_channel()
+    task, reported = prepare()
+    print(json.dumps(reported), file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(time_call(task)), file=answers, flush=True)
+
+
+def answer_channel():
+    """Returns the standard output as a file and sends all other output to stderr.
+
+    What libraries print must not be mistaken for an answer.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is no answer
-    work, about = prepare()
-    print(json.dumps(about), file=answers, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(timed(work)), file=answers, flush=True)
+    os.dup2(2, 1)
+    return answers
 
 
-def tensorflow_child(work: str, **settings) -> Child:
-    """Returns a child that does a work of bench_child.py, on the CPU unless told."""
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **settings.pop("environment", {})}
+def tensorflow_worker(task: str, **settings) -> Worker:
+    """Returns a worker for one of worker.TASKS.
+
+    Args:
+        task: Name of the task.
+        **settings: Of the task; also `environment`, variables of the process, and
+            `gpu`, whether it may use a GPU (no).
+    """
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", **settings.pop("environment", {})}
     if not settings.get("gpu"):
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    command = [sys.executable, str(HERE / "bench_child.py"), work, json.dumps(settings)]
-    return Child(command, environment)
+        variables["CUDA_VISIBLE_DEVICES"] = "-1"
+    return Worker(python_command("worker", task, json.dumps(settings)), variables)
+
+
+@contextlib.contextmanager
+def workers(started: dict):
+    """Waits until all workers are ready; yields what they report; ends them.
+
+    Args:
+        started: Name -> Worker.
+    """
+    try:
+        yield {name: worker.ready() for name, worker in started.items()}
+    finally:
+        for worker in started.values():
+            worker.__exit__()
 
 
 def machine() -> dict:
-    """Returns the processor, how many of its cores are ours, and its fast types."""
+    """Returns the processor's name, the number of usable cores, and its fast types."""
     about = {"model name": platform.processor() or platform.machine(), "flags": ""}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
@@ -177,18 +229,17 @@ def machine() -> dict:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of those PACKAGES that are installed."""
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            numbers[package] = importlib.metadata.version(package)
+    return numbers
 
 
 def save(folder: pathlib.Path, name: str, result: dict, command: str, seconds: float):
-    """Writes one benchmark's JSON, with where and when it was made."""
-    from tfsimclr.runs import results  # brings TensorFlow along
+    """Writes one benchmark's JSON record, with date, machine, versions and commit."""
+    from tfsimclr.runs import results  # imports TensorFlow
 
     about = {
         "benchmark": name,

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-import bench_tools
+from bench import harness
 
 SIZES = {
     "full": {"n": 4096, "small": 256, "dim": 128, "block_rows": 512},
@@ -14,54 +14,55 @@ SIZES = {
 def measure(options) -> dict:
     sizes = SIZES[options.size]
     n, small, dim = sizes["n"], sizes["small"], sizes["dim"]
-    matrix = 4 * (2 * n) ** 2
-    shared, cube = {"n": n, "dim": dim}, {"n": small, "dim": dim}
-    blocks = {"block_rows": sizes["block_rows"]}
-    start = bench_tools.tensorflow_child
+    matrix_bytes = 4 * (2 * n) ** 2
+    at_n, at_small = {"n": n, "dim": dim}, {"n": small, "dim": dim}
+    block_rows = sizes["block_rows"]
+    start = harness.tensorflow_worker
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("dense.npy", "blocks.npy")]
-        with (
-            start("loss", form="dense", save=files[0], **shared) as dense,
-            start("loss", form="blocks", save=files[1], **shared, **blocks) as block,
-            start("loss", form="dense", **cube) as small_dense,
-            start("loss", form="broadcast", **cube) as broadcast,
-        ):
-            works = {"dense": dense, "blocks": block}
-            works |= {"small": small_dense, "broadcast": broadcast}
-            said = {name: work.ready() for name, work in works.items()}
-            taken = bench_tools.rounds(works, options.pairs)
+        tasks = {
+            "dense": start("loss", form="dense", save=files[0], **at_n),
+            "blocks": start(
+                "loss", form="blocks", save=files[1], block_rows=block_rows, **at_n
+            ),
+            "small": start("loss", form="dense", **at_small),
+            "broadcast": start("loss", form="broadcast", **at_small),
+        }
+        with harness.workers(tasks) as reported:
+            timings = harness.measure_rounds(tasks, options.pairs)
         difference = relative_difference(*files)
+    memory = {name: reported[name]["bytes"] for name in tasks}
     rows = [
-        bench_tools.row(
+        harness.row(
             f"NT-Xent, N = {small}, d = {dim}: speed",
             "the broadcast form",
-            bench_tools.ratios(taken["broadcast"], taken["small"]),
+            harness.ratios(timings["broadcast"], timings["small"]),
             least=1.0,
         ),
-        bench_tools.row(
+        harness.row(
             f"NT-Xent, N = {small}, d = {dim}: peak memory",
             "the broadcast form",
-            [said["small"]["bytes"] / said["broadcast"]["bytes"]],
+            [memory["small"] / memory["broadcast"]],
             most=1.0,
             form="{:.3f}x",
         ),
-        bench_tools.row(
+        harness.row(
             f"NT-Xent, N = {n}, d = {dim}, dense: peak memory",
-            f"one (2N, 2N) float32 matrix, {matrix / 1e6:.0f} MB",
-            [said["dense"]["bytes"] / matrix],
+            f"one (2N, 2N) float32 matrix, {matrix_bytes / 1e6:.0f} MB",
+            [memory["dense"] / matrix_bytes],
         ),
-        bench_tools.row(
-            f"the same with --loss_block_rows={blocks['block_rows']}: peak memory",
+        harness.row(
+            f"the same with --loss_block_rows={block_rows}: peak memory",
             "the same matrix",
-            [said["blocks"]["bytes"] / matrix],
+            [memory["blocks"] / matrix_bytes],
             most=1.0,
         ),
-        bench_tools.row(
+        harness.row(
             "the same: speed",
             "the dense form",
-            bench_tools.ratios(taken["dense"], taken["blocks"]),
+            harness.ratios(timings["dense"], timings["blocks"]),
         ),
-        bench_tools.row(
+        harness.row(
             "the same: gradient, largest difference relative to the largest entry",
             "the dense form",
             [difference],
@@ -73,10 +74,11 @@ def measure(options) -> dict:
 
 
 PARAGRAPH = (
-    "Memory is the peak of a fresh process above what it had after the same call on "
-    "four images. Wanted was at most 1.5 matrices, or less than one by row blocks. The "
-    "dense form holds the similarities, their exponentials and the gradient, so it "
-    "needs more; row blocks compute them twice and hold one block."
+    "Memory is the peak of a fresh process minus its memory after the same call on "
+    "four images. The target was at most 1.5 matrices, or less than one with row "
+    "blocks. The dense form holds the similarities, their exponentials and the "
+    "gradient, so it needs more; with row blocks each is computed twice, one block at "
+    "a time."
 )
 
 
@@ -88,10 +90,12 @@ def relative_difference(dense: str, blocks: str) -> float:
     return float(abs(a - b).max() / abs(a).max())
 
 
-def loss(given):
-    """Forward and backward of NT-Xent: ours, in blocks, or the broadcast form.
+def loss(settings: dict):
+    """A worker's task: forward and backward pass of NT-Xent.
 
-    Says how much memory the first call took above that of a tiny one.
+    Settings are `form` (dense, blocks or broadcast), the batch `n`, the width `dim`,
+    `block_rows`, and `save`, a file for the gradient. Reports the memory of the first
+    call beyond that of a call on four images.
     """
     import tensorflow as tf
 
@@ -110,12 +114,11 @@ def loss(given):
         )
 
     def ours(z_a, z_b):
-        rows = given.get("block_rows", 0)
-        # The warm call has fewer rows than a block.
-        rows = min(rows, 2 * z_a.shape[0])
+        # The call on four images has fewer rows than a block.
+        rows = min(settings.get("block_rows", 0), 2 * z_a.shape[0])
         return losses.nt_xent(z_a, z_b, 0.5, block_rows=rows)
 
-    form = broadcast if given["form"] == "broadcast" else ours
+    form = broadcast if settings["form"] == "broadcast" else ours
 
     @tf.function
     def gradient(z_a, z_b):
@@ -125,15 +128,15 @@ def loss(given):
         return [value, *tape.gradient(value, [z_a, z_b])]
 
     def batch(n):
-        return tf.unstack(tf.random.stateless_normal([2, n, given["dim"]], [0, 1]))
+        return tf.unstack(tf.random.stateless_normal([2, n, settings["dim"]], [0, 1]))
 
-    z_a, z_b = batch(given["n"])
+    z_a, z_b = batch(settings["n"])
     gradient(*batch(4))
     base = dry_run.reset_peak()
-    found = [x.numpy() for x in gradient(z_a, z_b)]
-    about = {"bytes": recorder.peak_memory() - base, "value": float(found[0])}
-    if "save" in given:
+    value, *gradients = [x.numpy() for x in gradient(z_a, z_b)]
+    reported = {"bytes": recorder.peak_memory() - base, "value": float(value)}
+    if "save" in settings:
         import numpy as np
 
-        np.save(given["save"], np.stack(found[1:]))
-    return lambda: gradient(z_a, z_b)[0].numpy() and None, about
+        np.save(settings["save"], np.stack(gradients))
+    return lambda: gradient(z_a, z_b)[0].numpy() and None, reported

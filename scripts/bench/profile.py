@@ -1,6 +1,6 @@
-"""Where the time of an epoch goes: TensorFlow's profiler and cProfile.
+"""Where the time of an epoch goes, by TensorFlow's profiler and cProfile.
 
-python scripts/bench_profile.py <settings as JSON>     what bench.py runs
+python -m bench.profile <settings as JSON>     with scripts/ on PYTHONPATH
 """
 
 import collections
@@ -13,89 +13,106 @@ import subprocess
 import sys
 import tempfile
 
-import bench_tools
+from bench import harness, training_tasks
 
 CASES = {
     "full": {
-        **{"stem": "medium", "size": 32, "batch": 128, "images": 4000, "width": 0.25},
-        **{"steps": 31, "resident": False},
+        "stem": "medium",
+        "size": 32,
+        "batch": 128,
+        "images": 4000,
+        "width": 0.25,
+        "steps": 31,
+        "resident": False,
     },
     "tiny": {
-        **{"stem": "medium", "size": 16, "batch": 8, "images": 64, "width": 0.125},
-        **{"steps": 4, "resident": False},
+        "stem": "medium",
+        "size": 16,
+        "batch": 8,
+        "images": 64,
+        "width": 0.125,
+        "steps": 4,
+        "resident": False,
     },
 }
-# By words in an operation's name, the first that fits.
+# Part -> words in the name of an operation; the first part that matches counts.
 PARTS = {
     "optimizer": ("sgd", "adam", "lars"),
     "head": ("projection_head",),
     "encoder": ("encoder", "stage", "stem"),
-    "moving statistics and others of the encoder's batch norms": ("_bn",),
+    "moving statistics and other operations of the encoder's batch norms": ("_bn",),
 }
-REST = "views, loss, records"
+OTHER = "views, loss, records"
+NATIVE = "TensorFlow's own calls"
 
 
 def measure(options) -> dict:
-    command = [sys.executable, str(pathlib.Path(__file__).resolve())]
     done = subprocess.run(
-        [*command, json.dumps(CASES[options.size])], capture_output=True, text=True
+        harness.python_command("profile", json.dumps(CASES[options.size])),
+        capture_output=True,
+        text=True,
+        env=harness.environment(),
     )
     if done.returncode:
         raise RuntimeError(f"The profile failed: {done.stderr.strip()[-500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    measured = json.loads(done.stdout.splitlines()[-1])
     tables = {
-        "Part": shares(found["parts"], 6),
-        "Operation": shares(found["operations"], 12),
-        "Function of the host": shares(found["host"], 8, found["wall"]),
+        "Part": shares(measured["parts"], 6),
+        "Operation": shares(measured["operations"], 12),
+        "Function of the host": shares(measured["host"], 8, measured["wall"]),
     }
-    return {"rows": [], "tables": tables, "paragraphs": [words(found)], "clock": "wall"}
+    paragraphs = [summary(measured)]
+    return {"rows": [], "tables": tables, "paragraphs": paragraphs, "clock": "wall"}
 
 
-def shares(seconds: dict, most: int, whole: float = 0.0) -> list[list[str]]:
-    """Returns rows [name, milliseconds, share], largest first."""
-    whole = whole or sum(seconds.values())
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])[:most]
-    return [[name, f"{1e3 * s:.0f} ms", f"{s / whole:.1%}"] for name, s in ordered]
+def shares(seconds: dict, count: int, total: float = 0.0) -> list[list[str]]:
+    """Returns the `count` largest as rows [name, milliseconds, share of the total]."""
+    total = total or sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])[:count]
+    return [[name, f"{1e3 * s:.0f} ms", f"{s / total:.1%}"] for name, s in ordered]
 
 
-def words(found: dict) -> str:
-    parts, operations = found["parts"], found["operations"]
-    whole = sum(parts.values())
+def summary(measured: dict) -> str:
+    parts, operations = measured["parts"], measured["operations"]
+    total, wall = sum(parts.values()), measured["wall"]
     convolutions = sum(s for name, s in operations.items() if "Conv2D" in name)
-    inside = found["host"].get("TensorFlow's own calls", 0.0)
+    native = measured["host"].get(NATIVE, 0.0)
     return (
-        f"One epoch of {found['steps']} steps of the quarter-width ResNet-18 in `fit`: "
-        f"{found['wall']:.1f} s. Of the operations' time (added up over the threads "
-        f"that ran them) {convolutions / whole:.0%} is convolutions, "
-        f"{parts.get('encoder', 0.0) / whole:.0%} the encoder as a whole, "
-        f"{parts.get(REST, 0.0) / whole:.0%} {REST}, "
-        f"{parts.get('optimizer', 0.0) / whole:.0%} the optimizer. The host waits in "
-        f"TensorFlow's own calls {inside / found['wall']:.0%} of the time; the rest is "
-        "Python, of Keras's `fit` and its callbacks."
+        f"One epoch of {measured['steps']} steps of the quarter-width ResNet-18 in "
+        f"`fit`: {wall:.1f} s. Of the operations' time (summed over the threads that "
+        f"ran them) {convolutions / total:.0%} is convolutions, "
+        f"{parts.get('encoder', 0.0) / total:.0%} the encoder as a whole, "
+        f"{parts.get(OTHER, 0.0) / total:.0%} {OTHER}, "
+        f"{parts.get('optimizer', 0.0) / total:.0%} the optimizer. The host spends "
+        f"{native / wall:.0%} of the time in TensorFlow's own calls; the rest is "
+        "Python code of Keras's `fit` and its callbacks."
     )
 
 
 def profile(settings: dict) -> dict:
-    """Returns seconds of an epoch by part, operation and function of the host."""
-    import bench_child
+    """Returns seconds of an epoch by part, by operation and by function of the host."""
     import tensorflow as tf
 
-    work, _ = bench_child.fit({**bench_child.NETWORK, **settings})
-    work()
+    task, _ = training_tasks.fit(settings)
+    task()
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
-        work()
+        task()
         tf.profiler.experimental.stop()
-        operations, parts = of_trace(next(pathlib.Path(folder).glob("**/*.xplane.pb")))
+        trace = next(pathlib.Path(folder).glob("**/*.xplane.pb"))
+        operations, parts = operation_seconds(trace)
     host = cProfile.Profile()
-    took = bench_tools.timed(lambda: host.runcall(work) and None)
+    timing = harness.time_call(lambda: host.runcall(task) and None)
     return {
-        **{"operations": operations, "parts": parts, "host": of_host(host)},
-        **{"wall": took["wall"], "steps": settings["steps"] + 1},
+        "operations": operations,
+        "parts": parts,
+        "host": host_seconds(host),
+        "wall": timing["wall"],
+        "steps": settings["steps"] + 1,
     }
 
 
-def of_trace(path: pathlib.Path) -> tuple[dict, dict]:
+def operation_seconds(path: pathlib.Path) -> tuple[dict, dict]:
     """Returns seconds by kind of operation and by part, of a TensorBoard profile."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -107,32 +124,32 @@ def of_trace(path: pathlib.Path) -> tuple[dict, dict]:
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                path_of, _, kind = name.rpartition(":")
-                if not path_of or " " in name or "::" in name:
+                path_of_operation, _, kind = name.rpartition(":")
+                if not path_of_operation or " " in name or "::" in name:
                     continue  # a function of the runtime, not an operation
                 seconds = event.duration_ps / 1e12
                 operations[kind.removeprefix("_MklNative")] += seconds
-                parts[part_of(path_of)] += seconds
+                parts[part_of(path_of_operation)] += seconds
     return dict(operations), dict(parts)
 
 
 def part_of(name: str) -> str:
-    for part, marks in PARTS.items():
-        if any(mark in name.lower() for mark in marks):
+    """Returns the part of the step to which an operation belongs, by its name."""
+    for part, words in PARTS.items():
+        if any(word in name.lower() for word in words):
             return part
-    return REST
+    return OTHER
 
 
-def of_host(profiled: cProfile.Profile) -> dict[str, float]:
-    """Returns the seconds that functions took themselves; TensorFlow's are one."""
-    found: dict = collections.Counter()
-    for (file, _, function), row in pstats.Stats(
-        profiled, stream=io.StringIO()
-    ).stats.items():
+def host_seconds(profiled: cProfile.Profile) -> dict[str, float]:
+    """Returns each Python function's own seconds; TensorFlow's calls are one entry."""
+    seconds: dict = collections.Counter()
+    stats = pstats.Stats(profiled, stream=io.StringIO()).stats  # type: ignore
+    for (file, _, function), row in stats.items():
         native = "pywrap" in function or "pywrap" in file or "TFE_Py" in function
-        name = f"{pathlib.Path(file).name}: {function}"
-        found["TensorFlow's own calls" if native else name] += row[2]
-    return dict(found)
+        name = NATIVE if native else f"{pathlib.Path(file).name}: {function}"
+        seconds[name] += row[2]
+    return dict(seconds)
 
 
 if __name__ == "__main__":

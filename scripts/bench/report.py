@@ -1,77 +1,81 @@
-"""results/bench.md, made of the JSON files of single benchmarks."""
+"""Renders results/bench.md from the JSON records of the benchmarks."""
 
 import json
 import pathlib
 
-HEADINGS = ("What", "Against", "Wanted", "Measured", "Range of the rounds", "Rounds")
+HEADINGS = ("What", "Against", "Target", "Measured", "Range of the rounds", "Rounds")
 INTRODUCTION = (
     "Every figure is a ratio of two things measured in turn in one run (A B A B ...): "
-    "the median of the rounds, and their range. `python scripts/bench.py all` measures "
-    "all of it again, `python scripts/bench.py <benchmark>` one."
+    "the median of the rounds, and their range. `python scripts/bench all` repeats "
+    "all measurements, `python scripts/bench <benchmark>` one."
 )
 
 
 def render(folder: pathlib.Path, names: tuple[str, ...]) -> str:
-    """Returns the report on the benchmarks that have a JSON in the folder.
+    """Returns the report on the benchmarks that have a record in the folder.
 
     Args:
-        folder: With `<benchmark>.json` files.
-        names: In the order of the report.
+        folder: Folder with `<benchmark>.json` files.
+        names: Names of the benchmarks, in the order of the report.
     """
-    there = [name for name in names if (folder / f"{name}.json").exists()]
-    missing = [name for name in names if name not in there]
-    found = [read(folder, name) for name in there]
-    parts = ["# Speed", INTRODUCTION, *(section(result) for result in found)]
+    present = [name for name in names if (folder / f"{name}.json").exists()]
+    missing = [name for name in names if name not in present]
+    sections = [section(read(folder, name)) for name in present]
+    parts = ["# Speed", INTRODUCTION, *sections]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def read(folder: pathlib.Path, name: str) -> dict:
-    return json.loads((folder / f"{name}.json").read_text())
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    # Older records name the file that became this folder.
+    record["command"] = record["command"].replace("scripts/bench.py", "scripts/bench")
+    return record
 
 
-def section(result: dict) -> str:
-    """Returns a benchmark's heading, table, words, and where it was measured."""
-    parts = [f"## {result['benchmark']}"]
-    if result.get("size", "full") != "full":
+def section(record: dict) -> str:
+    """Returns a benchmark's heading, tables, paragraphs, and where it was measured."""
+    parts = [f"## {record['benchmark']}"]
+    if record.get("size", "full") != "full":
         parts.append(
-            f"Sizes: {result['size']}. This tests the program; it says nothing."
+            f"Sizes: {record['size']}. They test the program; the numbers mean nothing."
         )
-    if result["rows"]:
-        parts.append(table(HEADINGS, [cells(row) for row in result["rows"]]))
-    for name, rows in result.get("tables", {}).items():
+    if record["rows"]:
+        parts.append(table(HEADINGS, [cells(row) for row in record["rows"]]))
+    for name, rows in record.get("tables", {}).items():
         parts.append(table((name, "Time", "Share"), rows))
-    parts += result.get("paragraphs", [])
-    parts += [f"Skipped: {reason}" for reason in result.get("skipped", [])]
-    return "\n\n".join([*parts, origin(result)])
+    parts += record.get("paragraphs", [])
+    parts += [f"Skipped: {reason}" for reason in record.get("skipped", [])]
+    return "\n\n".join([*parts, origin(record)])
 
 
-def origin(result: dict) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    clock = {"wall": "wall time", "cpu": "processor time"}[result.get("clock", "wall")]
+def origin(record: dict) -> str:
+    """Returns the command, date, clock, machine, versions and commit of a record."""
+    machine = record["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    clock = {"wall": "wall time", "cpu": "processor time"}[record.get("clock", "wall")]
     return (
-        f"`{result['command']}`, {result['date']}, {result['seconds']} s; {clock}; "
+        f"`{record['command']}`, {record['date']}, {record['seconds']} s; {clock}; "
         f"{machine['cpu']}, {machine['cores']} cores; {versions}; commit "
-        f"{result['commit'] or 'unknown'}."
+        f"{record['commit'] or 'unknown'}."
     )
 
 
 def cells(row: dict) -> list[str]:
     write = row["form"].format
     measured = write(row["median"])
-    good = met(row)
-    if good is not None:
-        measured += "" if good else " (short of it)"
+    if meets_target(row) is False:
+        measured += " (short of it)"
     spread = f"{write(row['low'])} to {write(row['high'])}" if row["rounds"] > 1 else ""
     return [
-        *(row["what"], row["against"], wanted(row), measured, spread),
+        *(row["what"], row["against"], target(row), measured, spread),
         str(row["rounds"]),
     ]
 
 
-def wanted(row: dict) -> str:
+def target(row: dict) -> str:
+    """Returns the target of a row as text, "" if it has none."""
     write = row["form"].format
     if row["least"] is not None and row["most"] is not None:
         return f"{write(row['least'])} to {write(row['most'])}"
@@ -80,8 +84,8 @@ def wanted(row: dict) -> str:
     return f"<= {write(row['most'])}" if row["most"] is not None else ""
 
 
-def met(row: dict) -> bool | None:
-    """Tells whether the median is what was wanted; None if nothing was."""
+def meets_target(row: dict) -> bool | None:
+    """Returns whether the median meets the target, None if there is no target."""
     if row["least"] is None and row["most"] is None:
         return None
     low = row["least"] is None or row["median"] >= row["least"]

@@ -1,107 +1,95 @@
-"""How a run starts, and how it grows with the number of images."""
+"""How long a run takes from its command to the end of its first step.
+
+python -m bench.start <task> <settings as JSON>     with scripts/ on PYTHONPATH
+"""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 
-import bench_tools
+from bench import harness, training_tasks
 
-# What a run of FLAGS trains: the same graph is compiled.
+# The network that a run of FLAGS trains: the same graph is compiled.
 NET = {"stem": "medium", "size": 32, "batch": 128, "width": 0.25, "optimizer": "adam"}
 FLAGS = {
     "full": {"dataset": "textures"},
     "tiny": {"dataset": "textures", "backbone": "resnet10", "width": 0.125},
 }
-COUNTS = {"full": (1000, 50_000, 100_000), "tiny": (64, 128, 192)}
-GROWING = {
-    "full": {
-        **{"dataset": "textures", "backbone": "resnet10", "width": 0.125},
-        **{"image_size": 18, "stem": "imagenet", "batch_size": 250},
-    },
-    "tiny": {
-        **{"dataset": "textures", "backbone": "resnet10", "width": 0.125},
-        **{"image_size": 18, "stem": "imagenet", "batch_size": 16},
-    },
-}
-
-
-def once(work: str, settings: dict) -> dict:
-    """Returns the seconds from a process's start to its one line."""
-    path = str(bench_tools.HERE / "bench_child_runs.py")
-    command = [sys.executable, path, work, json.dumps(settings)]
-
-    def start():
-        done = subprocess.run(command, capture_output=True, text=True)
-        if not done.stdout:
-            raise RuntimeError(f"{work} failed: {done.stderr[-500:]}")
-
-    return bench_tools.timed(start)
 
 
 def measure(options) -> dict:
-    """Measures the seconds to the first step against what nobody can save."""
+    """Measures the seconds to the first step against those that no program can save."""
     flags = FLAGS[options.size]
 
     def run():
         with tempfile.TemporaryDirectory() as folder:
-            return once("first_step", {"workdir": f"{folder}/run", "flags": flags})
+            settings = {"workdir": f"{folder}/run", "flags": flags}
+            return time_process("first_step", settings)
 
     net = {**NET, "depth": 10, "width": 0.125} if options.size == "tiny" else NET
-    works = {"run": run, "bare": lambda: once("import_and_compile", net)}
-    taken = bench_tools.rounds(works, options.pairs)
-    row = bench_tools.row(
+    tasks = {"run": run, "bare": lambda: time_process("import_and_compile", net)}
+    timings = harness.measure_rounds(tasks, options.pairs)
+    row = harness.row(
         "start of a run to the end of its first step, warm store: seconds",
         "TensorFlow's import, the network, its compilation and first step",
-        bench_tools.ratios(taken["run"], taken["bare"]),
+        harness.ratios(timings["run"], timings["bare"]),
         most=1.5,
     )
     return {"rows": [row], "clock": "wall"}
 
 
-def growth(options) -> dict:
-    """Measures an epoch of more and more images, and the memory held after it."""
-    counts, flags = COUNTS[options.size], GROWING[options.size]
-    few, half, many = counts
-    children = {}
-    try:
-        for count in counts:
-            children[count] = bench_tools.tensorflow_child(
-                "growth", images=count, stored_size=24, flags=flags
-            )
-            children[count].ready()
-        taken = bench_tools.rounds(children, options.pairs)
-    finally:
-        for child in children.values():
-            child.__exit__()
-    seconds = {n: [took["wall"] for took in taken[n]] for n in counts}
-    # Per image between the halves: what an epoch's end takes cancels.
-    slopes = [
-        ((c - b) / (many - half)) / ((b - a) / (half - few))
-        for a, b, c in zip(*(seconds[n] for n in counts), strict=True)
-    ]
-    limits = {"least": 0.95, "most": 1.05}
-    rows = [
-        bench_tools.row(
-            f"seconds per image of an epoch, from {half:,} to {many:,} images",
-            f"from {few:,} to {half:,}",
-            slopes,
-            **limits,
-        ),
-        bench_tools.row(
-            f"memory of its own after an epoch of {many:,} images",
-            f"after one of {few:,}",
-            bench_tools.ratios(taken[many], taken[few], "RssAnon"),
-            most=1.05,
-        ),
-    ]
-    mapped = [took["RssFile"] / 1e6 for took in (taken[few][-1], taken[many][-1])]
-    own = [took["RssAnon"] / 1e6 for took in (taken[few][-1], taken[many][-1])]
-    paragraph = (
-        "A tiny network, so that it ends. An epoch includes its end: records and a "
-        f"checkpoint. Memory of its own: {own[0]:.0f} MB at {few:,} images, "
-        f"{own[1]:.0f} MB at {many:,}. Mapped files are {mapped[0]:.0f} and "
-        f"{mapped[1]:.0f} MB of what the system shows as resident: TensorFlow's "
-        "library and pages of the store, which it drops when it needs the memory."
-    )
-    return {"rows": rows, "paragraphs": [paragraph], "clock": "wall"}
+def time_process(task: str, settings: dict) -> dict:
+    """Returns the seconds of a process that performs one of TASKS and ends."""
+
+    def start():
+        done = subprocess.run(
+            harness.python_command("start", task, json.dumps(settings)),
+            capture_output=True,
+            text=True,
+            env=harness.environment(),
+        )
+        if not done.stdout:
+            raise RuntimeError(f"{task} failed: {done.stderr[-500:]}")
+
+    return harness.time_call(start)
+
+
+def first_step(settings: dict) -> None:
+    """A run as the command line starts it, up to the end of its first step."""
+    from tfsimclr import run
+    from tfsimclr.settings.config import Config
+    from tfsimclr.training import recorder
+
+    answers = harness.answer_channel()
+
+    def end(*_, **logs):
+        _end_process(answers)
+
+    recorder.Recorder.on_train_batch_end = end  # type: ignore
+    config = Config(mode="pretrain", workdir=settings["workdir"], **settings["flags"])
+    run.run(config)
+
+
+def import_and_compile(settings: dict) -> None:
+    """What no program can save: TensorFlow's import, a network, its first step."""
+    import numpy as np
+
+    answers = harness.answer_channel()
+    settings = {**training_tasks.NETWORK, **settings}
+    shape = (settings["batch"], settings["size"], settings["size"], 3)
+    training_tasks.build_model(settings).train_on_batch(np.zeros(shape, "uint8"))
+    _end_process(answers)
+
+
+def _end_process(answers) -> None:
+    """Ends at once: exit handlers and TensorFlow's threads would add to the time."""
+    print("{}", file=answers, flush=True)
+    os._exit(0)
+
+
+TASKS = {"first_step": first_step, "import_and_compile": import_and_compile}
+
+if __name__ == "__main__":
+    TASKS[sys.argv[1]](json.loads(sys.argv[2]))

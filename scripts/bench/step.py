@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 
-import bench_onednn
-import bench_tools
+from bench import harness, onednn
 
 CASES = {
     "full": (
@@ -14,17 +13,17 @@ CASES = {
     ),
     "tiny": ({"stem": "medium", "size": 16, "batch": 4, "width": 0.125},),
 }
-# What the first command of the README trains.
+# The network that the first command of the README trains.
 QUICK = {
     "full": {"stem": "medium", "size": 32, "batch": 128, "width": 0.25},
     "tiny": {"stem": "medium", "size": 16, "batch": 4, "width": 0.125},
 }
 HALF = "mixed_bfloat16"
-OWN = "ours in float32"
+OURS = "ours in float32"
 
 
 def torch_version(python: str) -> str | None:
-    """Returns the version of the torch that a Python has, or None."""
+    """Returns the version of torch in an interpreter's environment, or None."""
     code = "import torch; print(torch.__version__)"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True)
@@ -33,9 +32,12 @@ def torch_version(python: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def torch_child(python: str, **settings) -> bench_tools.Child:
-    path = str(bench_tools.HERE / "bench_torch.py")
-    return bench_tools.Child([python, path, json.dumps(settings)])
+def torch_worker(python: str, **settings) -> harness.Worker:
+    """Returns a worker that takes the same step with PyTorch."""
+    settings = json.dumps(settings)
+    return harness.Worker(
+        harness.python_command("torch_worker", settings, python=python)
+    )
 
 
 def measure(options) -> dict:
@@ -45,13 +47,13 @@ def measure(options) -> dict:
     for case in CASES[options.size]:
         rows += against_torch(case, python if version else None, options.pairs)
     rows += choices(QUICK[options.size], options.pairs)
-    gain = next(row["median"] for row in rows if row["against"] == OWN)
+    gain = next(row["median"] for row in rows if row["against"] == OURS)
     missing = [] if version else ["PyTorch is not installed: see --torch_python."]
     return {
         "rows": rows,
         "paragraphs": [
             WHAT,
-            bench_onednn.paragraph(CASES[options.size][0], gain),
+            onednn.paragraph(CASES[options.size][0], gain),
         ],
         "skipped": missing,
         "versions": {"torch": version} if version else {},
@@ -60,28 +62,34 @@ def measure(options) -> dict:
 
 
 def against_torch(case: dict, python: str | None, pairs: int) -> list[dict]:
-    """Returns the rows of one network; without a Python with torch, ours alone."""
+    """Returns the rows of one network.
+
+    Args:
+        case: Settings of the network.
+        python: A Python interpreter that has torch; None measures ours alone.
+        pairs: Rounds that are measured.
+    """
     case = {"width": 1.0, "steps": 1, **case}
     name = (
         f"step, ResNet-18, {case['stem']} stem, {case['size']} px, batch "
         f"{case['batch']}"
     )
-    works = {
-        "float32": bench_tools.tensorflow_child("step", **case),
-        "bfloat16": bench_tools.tensorflow_child("step", precision=HALF, **case),
+    tasks = {
+        "float32": harness.tensorflow_worker("step", **case),
+        "bfloat16": harness.tensorflow_worker("step", precision=HALF, **case),
     }
     if python:
-        works["torch float32"] = torch_child(python, precision="float32", **case)
-        works["torch bfloat16"] = torch_child(python, precision=HALF, **case)
-    taken = measured(works, pairs)
+        tasks["torch float32"] = torch_worker(python, precision="float32", **case)
+        tasks["torch bfloat16"] = torch_worker(python, precision=HALF, **case)
+    timings = measure_same_network(tasks, pairs)
 
     def speed(ours, other):
-        return bench_tools.ratios(taken[other], taken[ours])
+        return harness.ratios(timings[other], timings[ours])
 
     rows = []
     if python:
         rows.append(
-            bench_tools.row(
+            harness.row(
                 f"{name}, float32: speed",
                 "PyTorch, float32",
                 speed("float32", "torch float32"),
@@ -89,21 +97,21 @@ def against_torch(case: dict, python: str | None, pairs: int) -> list[dict]:
             )
         )
     rows.append(
-        bench_tools.row(
+        harness.row(
             f"{name}, bfloat16: speed",
-            OWN,
+            OURS,
             speed("bfloat16", "float32"),
             least=1.3,
         )
     )
     if python:
         rows += [
-            bench_tools.row(
+            harness.row(
                 f"{name}, bfloat16: speed",
                 "PyTorch, bfloat16",
                 speed("bfloat16", "torch bfloat16"),
             ),
-            bench_tools.row(
+            harness.row(
                 "PyTorch's bfloat16, the same step: speed",
                 "PyTorch, float32",
                 speed("torch bfloat16", "torch float32"),
@@ -113,50 +121,47 @@ def against_torch(case: dict, python: str | None, pairs: int) -> list[dict]:
 
 
 def choices(case: dict, pairs: int) -> list[dict]:
-    """Returns what `--precision=auto` and `--jit_compile=auto` rest on."""
-    start = bench_tools.tensorflow_child
-    works = {
+    """Returns the evidence for `--precision=auto` and `--jit_compile=auto`."""
+    start = harness.tensorflow_worker
+    tasks = {
         "plain": start("step", **case, steps=3),
         "XLA": start("step", **case, steps=3, jit=True),
         "bfloat16": start("step", **case, steps=3, precision=HALF),
         "unfused": start("step", **case, steps=3, fused=False),
         "unfused bfloat16": start("step", **case, steps=3, precision=HALF, fused=False),
     }
-    taken = measured(works, pairs)
+    timings = measure_same_network(tasks, pairs)
     name = f"step, ResNet-18, width {case['width']}, {case['size']} px"
     keras = "Keras's own batch norm, not fused"
-    pairs_of_rows = (
+    comparisons = (
         (f"{name}, XLA: speed", "the plain graph", "XLA", "plain"),
         (f"{name}, bfloat16: speed", "float32", "bfloat16", "plain"),
         (f"{name}, float32: speed", keras, "plain", "unfused"),
         (f"{name}, bfloat16: speed", keras, "bfloat16", "unfused bfloat16"),
     )
     return [
-        bench_tools.row(what, against, bench_tools.ratios(taken[b], taken[a]))
-        for what, against, a, b in pairs_of_rows
+        harness.row(what, against, harness.ratios(timings[b], timings[a]))
+        for what, against, a, b in comparisons
     ]
 
 
-def measured(works: dict, pairs: int) -> dict:
-    """Returns the rounds of some children, which must be the same network, and ends it.
+def measure_same_network(tasks: dict, pairs: int) -> dict:
+    """Returns the timings of some workers that must train the same network.
 
     Raises:
-        ValueError: If one has another number of parameters.
+        ValueError: If their numbers of parameters differ.
     """
-    try:
-        counts = {name: work.ready()["parameters"] for name, work in works.items()}
+    with harness.workers(tasks) as reported:
+        counts = {name: reported[name]["parameters"] for name in tasks}
         if len(set(counts.values())) > 1:
             raise ValueError(f"The networks compared are not the same: {counts}.")
-        return bench_tools.rounds(works, pairs)
-    finally:
-        for work in works.values():
-            work.__exit__()
+        return harness.measure_rounds(tasks, pairs)
 
 
 WHAT = (
     "A step is the forward pass of two views in one batch, NT-Xent, the gradient and "
-    "an update of SGD with momentum, on views that lie ready. PyTorch: the network of "
-    "scripts/bench_torch.py, with the same number of parameters, in channels-last, "
-    "bfloat16 by autocast. Each is a process of its own on all cores; while one works "
-    "the others wait."
+    "an update of SGD with momentum, on ready views. PyTorch: the network of "
+    "scripts/bench/torch_worker.py, with the same number of parameters, in "
+    "channels-last, bfloat16 by autocast. Each is a process of its own on all cores; "
+    "while one works the others wait."
 )

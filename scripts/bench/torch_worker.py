@@ -1,17 +1,19 @@
-"""The PyTorch side of a benchmark: the same network, loss and update as ours.
+"""The PyTorch side of `step`: the same network, loss and update as ours.
 
-<python with torch> scripts/bench_torch.py <settings as JSON>
+<python with torch> -m bench.torch_worker <settings as JSON>     with scripts/ on
+PYTHONPATH
 
-Written by hand after tfsimclr/resnet.py, heads.py and losses.py; torch alone is needed.
+A translation of tfsimclr's resnet.py, heads.py and NT-Xent that needs only torch.
 """
 
 import json
 import sys
 
-import bench_tools
 import torch
 from torch import nn
 from torch.nn import functional
+
+from bench import harness
 
 
 class Block(nn.Module):
@@ -58,7 +60,7 @@ def network(stem: str, width: float, blocks=(2, 2, 2, 2), dim: int = 64) -> nn.M
 
 
 def nt_xent(z, temperature: float = 0.5):
-    """Returns the mean NT-Xent loss of z `[2n, d]`, both views one after the other."""
+    """Returns the mean NT-Xent loss of z `[2n, d]`: first views, then second."""
     z = functional.normalize(z.float(), dim=1)
     logits = z @ z.T / temperature
     logits.fill_diagonal_(float("-inf"))
@@ -76,7 +78,7 @@ def prepare(settings: dict):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
     half = settings["precision"] != "float32"
 
-    def work():
+    def task():
         for _ in range(settings["steps"]):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -86,13 +88,13 @@ def prepare(settings: dict):
             optimizer.step()
         return {"loss": float(loss)}
 
-    about = {
+    reported = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    return work, about
+    return task, reported
 
 
 if __name__ == "__main__":
-    bench_tools.serve(lambda: prepare(json.loads(sys.argv[1])))
+    harness.serve(lambda: prepare(json.loads(sys.argv[1])))

@@ -1,23 +1,23 @@
-"""The TensorFlow side of a benchmark: does one piece of work whenever told.
+"""Tasks of a worker that train a network: one step, the network alone, `fit`."""
 
-python scripts/bench_child.py <work> <settings as JSON>
-"""
-
-import importlib
-import json
-import sys
 import tempfile
 
-import bench_tools
-
+# Default settings of the tasks.
 NETWORK = {
-    **{"precision": "float32", "jit": False, "depth": 18, "width": 1.0},
-    **{"stem": "small", "size": 32, "batch": 128, "steps": 1, "seed": 0},
+    "precision": "float32",
+    "jit": False,
+    "depth": 18,
+    "width": 1.0,
+    "stem": "small",
+    "size": 32,
+    "batch": 128,
+    "steps": 1,
+    "seed": 0,
 }
 
 
-def model_of(settings):
-    """Returns the compiled SimCLR of settings like NETWORK."""
+def build_model(settings: dict):
+    """Returns the compiled SimCLR model of settings like NETWORK."""
     import keras
     import tensorflow as tf
 
@@ -28,7 +28,8 @@ def model_of(settings):
     if "tf32" in settings:
         tf.config.experimental.enable_tensor_float_32_execution(settings["tf32"])
     if not settings.get("fused", True):
-        norms.SplitBatchNormalization._is_fusible = lambda self, maps: False
+        batch_norm = norms.SplitBatchNormalization
+        batch_norm._is_fusible = lambda self, maps: False  # type: ignore
     keras.config.set_dtype_policy(settings["precision"])
     keras.utils.set_random_seed(settings["seed"])
     encoder = resnet.resnet(settings["depth"], settings["width"], settings["stem"])
@@ -42,7 +43,8 @@ def model_of(settings):
     return model
 
 
-def views_of(settings):
+def random_views(settings: dict):
+    """Returns two float32 batches of noise, `[batch, size, size, 3]`, in 0-1."""
     import tensorflow as tf
 
     size = settings["size"]
@@ -50,66 +52,69 @@ def views_of(settings):
     return tf.unstack(tf.random.stateless_uniform(shape, [settings["seed"], 0]))
 
 
-def about(model) -> dict:
+def count_parameters(model) -> dict:
     return {"parameters": sum(v.numpy().size for v in model.learned_variables)}
 
 
-def step(settings):
-    """A pretraining step without its views: network, loss, gradient, update."""
+def step(settings: dict):
+    """A pretraining step on ready views: network, loss, gradient, update."""
     import tensorflow as tf
 
     settings = {**NETWORK, **settings}
-    model = model_of(settings)
+    model = build_model(settings)
     learned = model.learned_variables
-    view_a, view_b = views_of(settings)
+    view_a, view_b = random_views(settings)
 
     @tf.function(jit_compile=settings["jit"])
     def update(view_a, view_b):
         with tf.GradientTape() as tape:
             loss, _ = model.objective(view_a, view_b)
-            scaled = model.optimizer.scale_loss(loss)
-        model.optimizer.apply(tape.gradient(scaled, learned), learned)
+            scaled_loss = model.optimizer.scale_loss(loss)
+        model.optimizer.apply(tape.gradient(scaled_loss, learned), learned)
         return loss
 
-    return repeated(lambda: update(view_a, view_b), settings["steps"]), about(model)
+    task = repeat(lambda: update(view_a, view_b), settings["steps"])
+    return task, count_parameters(model)
 
 
-def network(settings):
-    """Forward and backward of encoder and head alone."""
+def network(settings: dict):
+    """The forward and backward pass of encoder and head alone."""
     import tensorflow as tf
 
     settings = {**NETWORK, **settings}
-    model = model_of(settings)
+    model = build_model(settings)
     learned = model.learned_variables
-    both = tf.concat(views_of(settings), axis=0)
+    views = tf.concat(random_views(settings), axis=0)
 
     @tf.function(jit_compile=settings["jit"])
-    def gradients(both):
+    def gradients(views):
         with tf.GradientTape() as tape:
-            z = tf.cast(model(both, training=True)[-1], tf.float32)
-            # Not of a constant: its gradient must reach every weight.
+            z = tf.cast(model(views, training=True)[-1], tf.float32)
+            # Weighted, so that the gradient reaches every weight.
             total = tf.reduce_sum(z * tf.range(1.0, z.shape[1] + 1.0))
-        # Its norm alone: whoever wants numbers of the step reads more than one.
+        # One number, so that reading the result costs nothing.
         return tf.linalg.global_norm(tape.gradient(total, learned))
 
-    return repeated(lambda: gradients(both), settings["steps"]), about(model)
+    task = repeat(lambda: gradients(views), settings["steps"])
+    return task, count_parameters(model)
 
 
-def repeated(call, steps: int):
-    """Returns work that waits for the result of the last of some calls."""
+def repeat(call, steps: int):
+    """Returns a task that makes some calls and waits for the last one's result."""
 
-    def work():
+    def task():
         for _ in range(steps):
             result = call()
         result.numpy()
 
-    return work
+    return task
 
 
-def fit(settings):
-    """A whole step as a run takes it: the seconds of some steps inside of `fit`.
+def fit(settings: dict):
+    """Whole training steps inside of `fit`; reports the mean seconds of a step.
 
-    Images come from the store, or (`resident`) one batch is there already.
+    Images come from a memory-mapped store, or, if `resident`, are one batch that lies
+    on the device already.
     """
     import pathlib
     import time
@@ -118,6 +123,7 @@ def fit(settings):
     import numpy as np
     import tensorflow as tf
 
+    from tfsimclr.data import batches
     from tfsimclr.training import safeguards
 
     settings = {**NETWORK, **settings}
@@ -128,62 +134,52 @@ def fit(settings):
         def on_train_batch_end(self, batch, logs=None):
             self.marks.append((time.perf_counter(), time.process_time()))
 
-    model = model_of(settings)
+    model = build_model(settings)
     size, batch, steps = settings["size"], settings["batch"], settings["steps"]
-    images = made_store(settings["images"], size)
+    images = create_store(settings["images"], size)
     clock = Clock()
-    watch = safeguards.TerminateOnNonFinite(
+    safeguard = safeguards.TerminateOnNonFinite(
         pathlib.Path(tempfile.gettempdir()), lambda step: 0.0
     )
 
-    def work():
+    def task():
         if settings["resident"]:
             one = tf.constant(np.array(images[:batch]))
-            batches = tf.data.Dataset.from_tensors(one).repeat(steps + 1)
+            data = tf.data.Dataset.from_tensors(one).repeat(steps + 1)
         else:
             first = int(model.step)
-            batches = batches.training_batches(
-                images, batch, 0, first, first + steps + 1
-            )
+            data = batches.training_batches(images, batch, 0, first, first + steps + 1)
         clock.marks = []
-        model.fit(batches, callbacks=[watch, clock], shuffle=False, verbose=0)
-        # Of the steps in the middle of an epoch: a pause lets batches wait.
+        model.fit(data, callbacks=[safeguard, clock], shuffle=False, verbose=0)
+        # Without the first step: batches were prefetched while `fit` started.
         (wall, cpu), (end, cpu_end) = clock.marks[0], clock.marks[-1]
         return {"wall": (end - wall) / steps, "cpu": (cpu_end - cpu) / steps}
 
-    return work, about(model)
+    return task, count_parameters(model)
 
 
-def made_store(count: int, size: int):
-    """Returns memory-mapped uint8 images of noise, in a file that is deleted."""
+def create_store(count: int, size: int):
+    """Returns memory-mapped uint8 noise `[count, size, size, 3]` of a deleted file."""
     import numpy as np
 
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     file = tempfile.NamedTemporaryFile(suffix=".npy")
     images = np.lib.format.open_memmap(file.name, "w+", "u1", (count, size, size, 3))
     for i in range(0, count, 1024):
         block = images[i : i + 1024]
-        block[:] = draw.integers(0, 256, block.shape, np.uint8)
+        block[:] = rng.integers(0, 256, block.shape, np.uint8)
     images.flush()
     del images
     opened = np.load(file.name, mmap_mode="r")
-    file.close()  # the mapping keeps what is in it
+    file.close()  # the mapping keeps the data
     return opened
 
 
-# Work -> the module that has it.
-WORKS = {
-    **{"step": "bench_child", "network": "bench_child", "fit": "bench_child"},
-    **{"growth": "bench_child_runs", "plan": "bench_child_runs"},
-    **{"loss": "bench_loss", "probe": "bench_evaluate"},
-}
+def resolve_config(flags: dict, folder: str):
+    """Returns (resolved Config, data set) of flags' values and a run folder."""
+    from tfsimclr import build, resolve
+    from tfsimclr.settings.config import Config
 
-
-def main() -> None:
-    name, given = sys.argv[1], json.loads(sys.argv[2])
-    work = getattr(importlib.import_module(WORKS[name]), name)
-    bench_tools.serve(lambda: work(given))
-
-
-if __name__ == "__main__":
-    main()
+    config = Config(**{"workdir": folder, **flags})
+    dataset = build.dataset(config)
+    return resolve.resolve(config, dataset), dataset

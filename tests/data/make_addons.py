@@ -3,10 +3,10 @@
 Addons reached its end of life in May 2024 and imports only beside TensorFlow 2.15 or
 older, so it needs an environment of its own, with Python 3.10 or 3.11:
 
-    pip install -r scripts/addons_requirements.txt
-    python scripts/addons_reference.py
+    pip install -r tests/data/addons_requirements.txt
+    python tests/data/make_addons.py
 
-It writes tests/data/addons_0_23_0.npz: the inputs (made by NumPy), Gaussian blurs,
+It writes tests/data/addons_0_23_0.npz: the inputs (drawn by NumPy), Gaussian blurs,
 colour changes in YIQ, and the N-pairs loss, which is a one-sided InfoNCE.
 """
 
@@ -14,8 +14,8 @@ import pathlib
 
 import numpy as np
 
-TARGET = pathlib.Path(__file__).parent.parent / "tests/data/addons_0_23_0.npz"
-# Taps, sigma.
+TARGET = pathlib.Path(__file__).parent / "addons_0_23_0.npz"
+# Size of the kernel in pixels, sigma.
 BLURS = ((3, 0.1), (3, 1.0), (5, 0.5), (9, 2.0))
 # Hue in turns, factor of saturation, factor of value.
 COLORS = ((0.0, 1.0, 0.7), (0.1, 1.0, 1.0), (-0.2, 1.6, 1.2), (0.0, 0.0, 1.0))
@@ -29,8 +29,8 @@ def main():
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(2, 20, 24, 3)).astype("float32")
     blurred = [
-        tfa.image.gaussian_filter2d(images, filter_shape=taps, sigma=sigma)
-        for taps, sigma in BLURS
+        tfa.image.gaussian_filter2d(images, filter_shape=size, sigma=sigma)
+        for size, sigma in BLURS
     ]
     colored = [
         tfa.image.adjust_hsv_in_yiq(images, 2 * np.pi * hue, saturation, value)

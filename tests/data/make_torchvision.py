@@ -2,7 +2,7 @@
 
 Needs an environment with torch and a torchvision of the same release:
 
-    python scripts/torchvision_reference.py
+    python tests/data/make_torchvision.py
 
 It fills each network with values drawn by NumPy (`draw`, which the tests use too), runs
 one image of each size in evaluation mode and writes the pooled features to
@@ -18,15 +18,15 @@ import numpy as np
 NETWORKS = ("resnet18", "resnet50")
 # Height and width: even, odd, and one of each at different sizes.
 SIZES = ((64, 64), (75, 75), (90, 67))
-TARGET = pathlib.Path(__file__).parent.parent / "tests/data/torchvision_resnet.npz"
+TARGET = pathlib.Path(__file__).parent / "torchvision_resnet.npz"
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns float32 values for a parameter called `name` in torchvision.
 
-    The name is the seed, so that no order has to be kept. Convolutions get He's
-    variance, batch norm is far from the identity in all four of its vectors, and its
-    scales keep the features of a deep network near 1.
+    The name is the seed, so the order of the parameters does not matter. Convolutions
+    get He's variance. All four vectors of a batch norm are far from those of the
+    identity; its scales keep the features of a deep network near 1.
 
     Args:
         name: For example `layer1.0.conv1.weight`.
@@ -54,8 +54,8 @@ def image(height: int, width: int) -> np.ndarray:
 def main():
     import torch
 
-    # Without this module torchvision imports beside a build of torch for which its
-    # compiled box operators were not made. Its residual networks need none of them.
+    # torchvision fails to import where its compiled box operators do not match torch.
+    # Residual networks need none of them, so the module that loads them is replaced.
     operators = "torchvision._meta_registrations"
     sys.modules[operators] = types.ModuleType(operators)
     import torchvision
