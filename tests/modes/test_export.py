@@ -28,7 +28,7 @@ def exported_once(finished_once, tmp_path_factory):
     copy = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(folder, copy)
     evaluate.evaluate(config, dataset, copy)
-    export.export(config, copy)
+    export.export(config, dataset, copy)
     return config, dataset, copy
 
 
@@ -95,9 +95,9 @@ def test_images_of_any_size_are_cropped_square_and_resized(exported):
 
 
 def test_exporting_again_replaces_the_old_one(exported):
-    config, _, folder = exported
+    config, dataset, folder = exported
     (folder / "saved_model" / "old").touch()
-    export.export(config, folder)
+    export.export(config, dataset, folder)
     assert not (folder / "saved_model" / "old").exists()
     assert (folder / "saved_model" / "saved_model.pb").exists()
     leftovers = [p for p in folder.iterdir() if p.name.startswith(".saved_model-")]

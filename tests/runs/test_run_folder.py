@@ -12,16 +12,16 @@ import sys
 import pytest
 from absl import flags
 
-from tfsimclr import __version__, run
-from tfsimclr.modes import evaluate, export, pretrain
+from tfsimclr import __version__, modes, run
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings import config as configs
+from tfsimclr.settings import flagfiles
 from tfsimclr.settings.config import Config
 
 HOLD = """
 import pathlib, sys, time
-from tfsimclr import runfolder
-with runfolder.lock(pathlib.Path(sys.argv[1])):
+from tfsimclr.runs import folder
+with folder.lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -55,7 +55,7 @@ def contents(path):
 def parse(*arguments):
     values = flags.FlagValues()
     configs.define_flags(values)
-    values(run.expanded(["program", *arguments]))
+    values(flagfiles.expand(["program", *arguments]))
     return configs.from_flags(values)
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_flags_txt_is_refused_in_one_line(
     path = tmp_path / "run" / "flags.txt"
     path.parent.mkdir()
     path.mkdir() if content is None else path.write_bytes(content)
-    message = last_words(monkeypatch, lambda _: run_folder.prepare(config))
+    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
     assert all(part in message for part in [*parts, str(path.parent)]), message
     assert path.is_dir() if content is None else path.read_bytes() == content
 
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(
         "flags.txt": (os, "fsync"),
     }[place]
     monkeypatch.setattr(owner, name, refuse)
-    message = last_words(monkeypatch, lambda _: run_folder.prepare(config))
+    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
     assert config.workdir in message and words in message
     assert "name another --workdir" in message
 
@@ -269,7 +269,7 @@ def test_a_full_disk_has_another_remedy(config, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    message = last_words(monkeypatch, lambda _: run_folder.prepare(config))
+    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
     assert "flags.txt" in message and "Make room" in message
 
 
@@ -376,9 +376,7 @@ def test_the_default_folder_can_be_continued_from_elsewhere(
     tiny, tmp_path, monkeypatch
 ):
     config, *_ = tiny()
-    for module in (pretrain, evaluate, export):
-        name = module.__name__.split(".")[-1]
-        monkeypatch.setattr(module, name, lambda *arguments: None)
+    monkeypatch.setitem(modes.MODES, "all", ())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     run.run(dataclasses.replace(config, workdir=""))

@@ -59,7 +59,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     poison(lambda step: step >= 6, factor)
     monkeypatch.setattr(run.configs, "from_flags", lambda: config)
     monkeypatch.setattr(
-        run, "run", lambda config: pretrain.pretrain(config, dataset, folder)
+        run, "run", lambda *_: pretrain.pretrain(config, dataset, folder)
     )
     with pytest.raises(SystemExit) as stop:
         run._main(["program"])
@@ -90,7 +90,7 @@ def test_float16_skips_are_counted_and_shown_and_no_alarm(tiny, poison, capsys):
 
 
 class Model:
-    """What `StopOnNonFinite` looks at, and nothing to compute."""
+    """What `TerminateOnNonFinite` looks at, and nothing to compute."""
 
     def __init__(self, precision):
         self.dtype_policy = types.SimpleNamespace(name=precision)
