@@ -212,3 +212,35 @@ def test_scores_that_are_not_numbers_count_as_wrong(broken):
     # Otherwise a classifier that diverged would be 100 % right.
     scores = np.broadcast_to(np.array(broken, "float32"), (6, 3))
     assert metrics.top_k_accuracy(scores, np.zeros(6, int), 1) == 0.0
+
+
+def test_mean_class_accuracy_weights_classes_equally():
+    labels = np.array([0] * 8 + [1] * 2)
+    scores = np.eye(3)[[0] * 8 + [0, 1]]  # class 0 all correct, class 1 half
+    assert metrics.mean_class_accuracy(scores, labels) == pytest.approx(0.75)
+    assert metrics.top_k_accuracy(scores, labels, 1) == pytest.approx(0.9)
+    always_0 = np.eye(3)[np.zeros(10, int)]
+    assert metrics.mean_class_accuracy(always_0, labels) == pytest.approx(0.5)
+    assert metrics.majority_share(labels) == pytest.approx(0.8)
+
+
+def test_mean_class_accuracy_matches_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    labels, scores = generator.integers(0, 7, 200), generator.normal(size=(200, 7))
+    scores[np.arange(200), labels] += 1
+    expected = sklearn_metrics.balanced_accuracy_score(labels, scores.argmax(axis=1))
+    accuracy = metrics.mean_class_accuracy(scores, labels)
+    assert accuracy == pytest.approx(expected)
+
+
+def test_confusion_matrix_matches_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(1)
+    labels, scores = generator.integers(0, 4, 50), generator.normal(size=(50, 5))
+    expected = sklearn_metrics.confusion_matrix(
+        labels, scores.argmax(axis=1), labels=range(5)
+    )
+    matrix = metrics.confusion_matrix(scores, labels)
+    assert matrix.shape == (5, 5)
+    np.testing.assert_array_equal(matrix, expected)

@@ -1,9 +1,11 @@
-"""The evaluation of a run and the files it leaves."""
+"""The evaluation of a run and the files that it writes."""
 
+import csv
 import dataclasses
 import json
 
 import numpy as np
+import pandas
 import pytest
 import tensorflow as tf
 
@@ -28,12 +30,69 @@ def test_result_is_as_documented(finished):
     assert result["pretrain"]["peak_memory_bytes"] > 1e8
     assert list(result["features"]) == ["pixels", "random_h", "h", "head_1", "z"]
     for scores in result["features"].values():
-        assert {"top1", "top5", "knn", "dim"} <= set(scores)
+        assert set(scores) == {
+            *("top1", "top5", "mean_class_accuracy", "majority_share", "knn"),
+            *("dim", "learning_rate", "neighbours"),
+        }
         assert 0 <= scores["top1"] <= scores["top5"] <= 1
+        assert scores["majority_share"] == 0.1  # four test images of each class
+        # With equally many images of each class both accuracies are the same.
+        assert scores["mean_class_accuracy"] == pytest.approx(scores["top1"])
     assert result["features"]["pixels"]["dim"] == 16 * 16 * 3
     assert result["top1"] == result["features"]["h"]["top1"]
     assert result["seed"] == 0
     assert {"tensorflow", "keras", "tfsimclr"} <= set(result["versions"])
+    assert result["class_names"] == list(dataset.class_names)
+    assert result["num_images"] == {"unlabeled": 80, "train": 60, "test": 40}
+
+
+def test_the_confusion_matrix_is_that_of_the_reported_feature(finished):
+    config, dataset, folder = finished
+    for feature in ("h", "z"):
+        config = dataclasses.replace(config, feature=feature)
+        result = evaluate.evaluate(config, dataset, folder)
+        table = pandas.read_csv(folder / "confusion.csv", index_col="label")
+        assert list(table.index) == list(table.columns) == list(dataset.class_names)
+        counts = np.bincount(dataset.test.labels, minlength=10)
+        np.testing.assert_array_equal(table.sum(axis=1), counts)
+        assert np.trace(table) / 40 == pytest.approx(result["top1"])
+
+
+def test_class_names_of_any_characters_are_written(tmp_path):
+    names = ("a,b", 'say "c"', "\udcfe\n")
+    evaluate.write_confusion(tmp_path / "confusion.csv", np.diag([1, 2, 3]), names)
+    with open(tmp_path / "confusion.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["label", "a,b", 'say "c"', "?\n"]
+    assert rows[3] == ["?\n", "0", "0", "3"]
+
+
+@pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
+def test_top5_is_scored_with_more_than_five_classes(tiny, classes, has_top5):
+    config, _, _ = tiny(epochs=1)
+    labels = np.arange(30) % classes
+    features = np.random.default_rng(0).normal(size=(30, 8)).astype("float32")
+    split = datasets.Split(np.zeros((30, 4, 4, 3), "uint8"), labels)
+    scores, _ = evaluate.evaluate_feature(
+        config, classes, features, split, features, split
+    )
+    assert (scores["top5"] is not None) == has_top5
+    line = evaluate.score_line("h", scores)
+    assert ("top-5" in line) == has_top5
+    assert "top-1" in line and "kNN" in line and "mean per class" in line
+
+
+def test_the_share_of_the_most_frequent_class_is_printed(finished, capsys):
+    config, dataset, folder = finished
+    labels = dataset.test.labels.copy()
+    labels[:20] = 3
+    share = np.mean(labels == 3)
+    uneven = dataclasses.replace(
+        dataset, test=datasets.Split(dataset.test.images, labels)
+    )
+    result = evaluate.evaluate(config, uneven, folder)
+    assert result["features"]["h"]["majority_share"] == pytest.approx(share)
+    assert f"has {share:.2%} of the test images" in capsys.readouterr().out
 
 
 def test_feature_only_changes_what_is_reported(finished):
@@ -55,7 +114,7 @@ def test_scores_are_those_of_the_features_recomputed_by_hand(finished):
         of_train["h"], train.labels, 10, epochs=5, learning_rate=3e-3
     )
     logits = of_test["h"] @ layer.kernel.numpy() + layer.bias.numpy()
-    top1 = np.mean(logits.argmax(axis=1) == test.labels)  # all 40, none dropped
+    top1 = np.mean(logits.argmax(axis=1) == test.labels)  # of all 40 images
     assert result["features"]["h"]["top1"] == pytest.approx(top1, abs=1e-9)
 
 
@@ -72,7 +131,7 @@ def test_random_h_is_the_encoder_before_training(finished):
     assert np.abs(cached - np.load(folder / "features" / "h-test.npy")).max() > 1e-3
 
 
-def test_cached_features_are_used_and_renewed(finished, monkeypatch):
+def test_cached_features_are_used_until_the_images_change(finished, monkeypatch):
     config, dataset, folder = finished
     first = evaluate.evaluate(config, dataset, folder)
 
@@ -84,7 +143,7 @@ def test_cached_features_are_used_and_renewed(finished, monkeypatch):
         patch.setattr(projector, "write", lambda *arguments: None)
         second = evaluate.evaluate(config, dataset, folder)
     assert second["features"] == first["features"]
-    # Another split is another key, not the old features.
+    # Other images have another key.
     fewer = dataclasses.replace(config, num_train_images=20)
     evaluate.evaluate(fewer, dataset, folder)
     assert np.load(folder / "features" / "h-train.npy").shape[0] == 20
@@ -137,13 +196,13 @@ def test_projector_shows_labels_and_thumbnails(finished):
     sprite = tf.io.decode_png((board / "sprite.png").read_bytes())
     assert sprite.shape == (7 * 32, 7 * 32, 3)
     assert "h.tsv" in (board / "projector_config.pbtxt").read_text()
-    # Each row belongs to one test image, and its thumbnail and label are of that image.
+    # The vector and the label of a row are of the same test image.
     features = np.load(folder / "features" / "h-test.npy")
     first = np.abs(features - vectors[0]).sum(axis=1).argmin()
     assert labels[0] == dataset.class_names[dataset.test.labels[first]]
 
 
-def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
+def test_a_checkpoint_of_other_settings_is_an_error(finished, tmp_path):
     config, _, folder = finished
     wider = dataclasses.replace(config, width=0.25)
     with pytest.raises(ValueError, match="does not fit the model"):
@@ -152,7 +211,7 @@ def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
         loading.model(config, tmp_path / "nowhere")
 
 
-def test_evaluation_leaves_the_checkpoint_alone(finished):
+def test_evaluation_does_not_change_the_checkpoint(finished):
     config, dataset, folder = finished
     before, _ = checkpoints.load_latest(folder / "checkpoints")
     evaluate.evaluate(config, dataset, folder)

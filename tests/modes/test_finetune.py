@@ -124,7 +124,7 @@ def test_settings_left_open_are_those_of_the_paper(settings, images, expected):
     ("epochs", "steps", "expected"), [(60, 1, 60), (500, 1, 50), (30, 8, 10), (7, 9, 7)]
 )
 def test_a_checkpoint_comes_after_some_steps_and_at_the_end(epochs, steps, expected):
-    passes = finetune._passes(epochs, steps)
+    passes = finetune._epochs_per_checkpoint(epochs, steps)
     assert passes == expected and epochs % passes == 0
 
 

@@ -1,6 +1,7 @@
-"""Evaluation of a run: what a linear classifier and neighbours make of each feature."""
+"""Evaluation of a run: a linear classifier and k-NN on every frozen feature."""
 
-import hashlib
+import csv
+import io
 import pathlib
 import sys
 import time
@@ -9,7 +10,7 @@ import numpy as np
 
 from tfsimclr import __version__, files
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import sampling, store
+from tfsimclr.data import sampling
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import knn, linear, metrics, projector
 from tfsimclr.networks.names import feature_names
@@ -25,8 +26,9 @@ PIXEL_SIZE = 32
 def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -> dict:
     """Scores every feature of a run; writes and returns result.json.
 
-    Also keeps the reported feature's classifier for the export, and writes
-    TensorBoard's projector. A data set without labels gets a result without scores.
+    With labels it also writes confusion.csv, the classifier of the reported feature
+    (for the export) and the files of TensorBoard's projector. Without labels
+    result.json has no scores.
 
     Args:
         config: Resolved.
@@ -34,8 +36,7 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         workdir: The run folder; features are cached in it.
 
     Raises:
-        UserError: If there is no checkpoint, or no labels and only evaluation was
-            asked for.
+        UserError: If there is no checkpoint, or no labels and the mode is `evaluate`.
     """
     model, meta = loading.model(config, workdir)
     if len(meta["rows"]) < config.epochs:
@@ -51,15 +52,32 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         )
     else:
         print("No labels, so no classifier: result.json will hold no scores.")
-    content = results.content(config, meta, scores)
+    content = {**results.content(config, meta, scores), **describe_data(dataset)}
     results.write(workdir / "result.json", content)
     return content
 
 
+def describe_data(dataset: datasets.DataSet) -> dict:
+    """Returns the entries of result.json about the data: classes, images per split."""
+    splits = {name: getattr(dataset, name) for name in ("unlabeled", "train", "test")}
+    return {
+        # A folder's name may hold bytes that are not UTF-8, which JSON cannot.
+        "class_names": [_as_text(name) for name in dataset.class_names],
+        "num_images": {
+            name: len(split.images) for name, split in splits.items() if split
+        },
+    }
+
+
 def evaluate_features(
-    config: Config, dataset: datasets.DataSet, model, workdir
+    config: Config, dataset: datasets.DataSet, model, workdir: pathlib.Path
 ) -> dict:
-    """Returns `{"pixels": {"top1", "top5", "knn", "dim", ...}, "random_h": ...}`."""
+    """Scores all features; writes the files that belong to the reported one.
+
+    Returns:
+        `{"pixels": scores, "random_h": scores, "h": scores, ...}`; see
+        `evaluate_feature` for the scores.
+    """
     rows = sampling.labelled_rows(dataset.train, config.num_train_images)
     train = datasets.Split(dataset.train.images[rows], dataset.train.labels[rows])
     rows = sampling.labelled_rows(dataset.test)
@@ -70,6 +88,8 @@ def evaluate_features(
         raise RuntimeError(
             "Extracting features changed the encoder: this is a bug in tfsimclr."
         )
+    majority = metrics.majority_share(test.labels)
+    print(f"The most frequent class has {majority:.2%} of the test images.", flush=True)
     scores = {}
     for name, (of_train, of_test) in features.items():
         scores[name], classifier = evaluate_feature(
@@ -77,34 +97,63 @@ def evaluate_features(
         )
         if name == config.feature:
             loading.save_classifier(workdir, model, name, classifier)
-        print(
-            f"  {name:9} top-1 {scores[name]['top1']:6.2%}   top-5 "
-            f"{scores[name]['top5']:6.2%}   kNN {scores[name]['knn']:6.2%}",
-            flush=True,
-        )
-    projector.write(
-        workdir / "tensorboard", features["h"][1], test, dataset.class_names
-    )
+            logits = linear.predict(classifier, of_test)
+            matrix = metrics.confusion_matrix(logits, test.labels)
+            write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
+        print(score_line(name, scores[name]), flush=True)
+    board = workdir / "tensorboard"
+    with files.disk_errors(board):
+        projector.write(board, features["h"][1], test, dataset.class_names)
     return scores
 
 
+def score_line(name: str, scores: dict) -> str:
+    """Returns the scores of a feature as a line of text."""
+    top5 = "" if scores["top5"] is None else f"   top-5 {scores['top5']:6.2%}"
+    return (
+        f"  {name:9} top-1 {scores['top1']:6.2%}{top5}   kNN {scores['knn']:6.2%}   "
+        f"mean per class {scores['mean_class_accuracy']:6.2%}"
+    )
+
+
 def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test):
-    """Returns the scores of one feature on the whole test set, and its classifier."""
+    """Scores one feature on the whole test set.
+
+    Args:
+        config: Resolved.
+        num_classes: Number of classes.
+        of_train: Features of the training images, `[m, d]`.
+        train: The training split; only its labels are used.
+        of_test: Features of the test images, `[n, d]`.
+        test: The test split; only its labels are used.
+
+    Returns:
+        The scores and the linear classifier. The scores are `top1`, `top5` (None with
+        five classes or fewer, where it is always 1), `mean_class_accuracy`, all of the
+        linear classifier; `majority_share` (the top-1 of always answering the most
+        frequent test class); `knn` (top-1 of the k-NN vote); `dim`; `learning_rate` of
+        the classifier; and `neighbours`, the k of k-NN.
+    """
     training: dict = {
         "epochs": config.probe_epochs,
         "batch_size": config.probe_batch_size,
         "optimizer": config.probe_optimizer,
         "seed": config.seed,
     }
-    known = (of_train, train.labels, num_classes)
-    rate = config.probe_learning_rate or linear.select_learning_rate(*known, **training)
-    classifier = linear.linear_classifier(*known, learning_rate=rate, **training)
+    labelled = (of_train, train.labels, num_classes)
+    rate = config.probe_learning_rate or linear.select_learning_rate(
+        *labelled, **training
+    )
+    classifier = linear.linear_classifier(*labelled, learning_rate=rate, **training)
     logits = linear.predict(classifier, of_test)
     k = knn.default_k(len(of_train), num_classes)
     votes = knn.knn_votes(of_train, train.labels, of_test, num_classes, k)
+    top5 = metrics.top_k_accuracy(logits, test.labels, 5) if num_classes > 5 else None
     return {
         "top1": metrics.top_k_accuracy(logits, test.labels, 1),
-        "top5": metrics.top_k_accuracy(logits, test.labels, min(5, num_classes)),
+        "top5": top5,
+        "mean_class_accuracy": metrics.mean_class_accuracy(logits, test.labels),
+        "majority_share": metrics.majority_share(test.labels),
         "knn": metrics.top_k_accuracy(votes, test.labels, 1),
         "dim": int(of_train.shape[1]),
         "learning_rate": rate,
@@ -112,34 +161,63 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
     }, classifier
 
 
-def all_features(config: Config, model, train, test, workdir) -> dict:
-    """Returns {name: (train, test)} in the order of the report, cached."""
-    key = hashlib.sha256(
-        f"{checkpoints.hash_weights(model)} {__version__} {config.image_size} "
-        f"{files.sha256(train.images)} {files.sha256(test.images)}".encode()
-    ).hexdigest()
+def write_confusion(path: pathlib.Path, matrix: np.ndarray, class_names) -> None:
+    """Writes a confusion matrix as CSV: a row per label, a column per prediction.
+
+    Args:
+        path: The file.
+        matrix: Counts `[classes, classes]`, from `metrics.confusion_matrix`.
+        class_names: Name of each class.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", *class_names])
+    for name, row in zip(class_names, matrix, strict=True):
+        writer.writerow([name, *row.tolist()])
+    files.write_atomically(path, text.getvalue().encode(errors="replace"))
+
+
+def all_features(config: Config, model, train, test, workdir: pathlib.Path) -> dict:
+    """Returns the features of the train and test images, from the cache if possible.
+
+    Returns:
+        `{name: (train [m, d], test [n, d])}` in the order of the report.
+    """
+    settings = f"{__version__} {config.image_size} shape, dtype and bytes hashed"
+    key = files.sha256(
+        f"{checkpoints.hash_weights(model)} {settings} ".encode(),
+        f"{files.sha256(train.images)} {files.sha256(test.images)}".encode(),
+    )
     names = ("pixels", "random_h", *feature_names(config.proj_layers))
     folder = workdir / "features"
-    kept = load_feature_cache(folder, key, names)
-    if kept is not None:
-        return kept
+    cached = load_feature_cache(folder, key, names)
+    if cached is not None:
+        return cached
     start = time.monotonic()
     untrained = loading.untrained(config)
     parts = []
     for split in (train, test):
-        features = model.features(split.images)
-        features["pixels"] = pixels(split.images, config.image_size)
-        features["random_h"] = untrained.features(split.images)["h"]
-        parts.append(features)
-    made = {name: tuple(part[name] for part in parts) for name in names}
-    save_feature_cache(folder, key, made)
+        of_split = model.features(split.images)
+        of_split["pixels"] = pixels(split.images, config.image_size)
+        of_split["random_h"] = untrained.features(split.images)["h"]
+        parts.append(of_split)
+    features = {name: tuple(part[name] for part in parts) for name in names}
+    save_feature_cache(folder, key, features)
     count = len(train.images) + len(test.images)
     print(f"Features of {count} images: {time.monotonic() - start:.0f} s.", flush=True)
-    return made
+    return features
 
 
 def pixels(images, image_size: int) -> np.ndarray:
-    """Returns the images themselves, at most 32 pixels a side, as rows in 0-1."""
+    """Returns the images themselves as features: at most 32 pixels a side, in 0-1.
+
+    Args:
+        images: uint8 `[n, H, W, 3]`.
+        image_size: Side of a view in pixels.
+
+    Returns:
+        `[n, 3 s^2]` float32 with s = min(image_size, 32).
+    """
     size = min(image_size, PIXEL_SIZE)
     blocks = [
         random_view.plain_view(images[i : i + 1024], size).numpy()
@@ -149,23 +227,25 @@ def pixels(images, image_size: int) -> np.ndarray:
 
 
 def save_feature_cache(folder: pathlib.Path, key: str, features: dict) -> None:
-    """Writes features, and last of all key.txt: their key and checksums."""
+    """Writes features and then key.txt, which holds their key and checksums."""
     folder.mkdir(exist_ok=True)
     (folder / "key.txt").unlink(missing_ok=True)
     lines = [key]
     for name, pair in features.items():
         for array, part in zip(pair, PARTS, strict=True):
             path = folder / f"{name}-{part}.npy"
+            # Not written atomically: without key.txt the cache is not used.
             with files.disk_errors(path):
                 np.save(path, array)
-            lines.append(f"{_checksum(path)} {path.name}")
+            lines.append(f"{_checksum(array)} {path.name}")
     files.write_atomically(folder / "key.txt", "\n".join(lines).encode())
 
 
 def load_feature_cache(folder: pathlib.Path, key: str, names) -> dict | None:
-    """Returns the features of `_keep`, or None if they are others or damaged.
+    """Returns the features of `save_feature_cache`, or None if they cannot be used.
 
-    Damaged ones are named on stderr.
+    They cannot if the key differs or a file is damaged; a damaged file is named on
+    stderr.
     """
     try:
         first, *lines = (folder / "key.txt").read_text(encoding="utf-8").split("\n")
@@ -173,23 +253,28 @@ def load_feature_cache(folder: pathlib.Path, key: str, names) -> dict | None:
         return None
     if first != key:
         return None
+    arrays = {}
     for name in (f"{name}-{part}.npy" for name in names for part in PARTS):
         try:
-            whole = f"{_checksum(folder / name)} {name}" in lines
-        except OSError:
-            whole = False
-        if not whole:
+            arrays[name] = np.load(folder / name)
+            is_whole = f"{_checksum(arrays[name])} {name}" in lines
+        except Exception:  # a damaged header can raise a dozen kinds
+            is_whole = False
+        if not is_whole:
             print(
                 f"The features {folder / name} are damaged (their checksum differs); "
-                "all are made again.",
+                "all features are computed again.",
                 file=sys.stderr,
             )
             return None
     return {
-        name: tuple(np.load(folder / f"{name}-{part}.npy") for part in PARTS)
-        for name in names
+        name: tuple(arrays[f"{name}-{part}.npy"] for part in PARTS) for name in names
     }
 
 
-def _checksum(path: pathlib.Path) -> str:
-    return files.sha256("".join(store.checksums(path)).encode())
+def _checksum(array: np.ndarray) -> str:
+    return files.sha256(f"{array.dtype} {array.shape}".encode(), array)
+
+
+def _as_text(name: str) -> str:
+    return name.encode(errors="replace").decode()

@@ -25,10 +25,11 @@ def finetune(
 ) -> pathlib.Path:
     """Fine-tunes the pretrained network of a run; returns the folder of the result.
 
-    The encoder, the head up to `--finetune_layer` and a new classifier on that layer are
-    trained together; the whole test set is scored after the last epoch. The folder is
-    `finetuned/labels-<share>-<layer>-seed<seed>`, so others stay beside it. A finished
-    one is left as it is, one that was stopped goes on.
+    The encoder, the head up to `--finetune_layer` and a new classifier on that layer
+    are trained together; the whole test set is scored after the last epoch. The folder
+    is `finetuned/labels-<share>-<layer>-seed<seed>` in the run folder, so fine-tunings
+    with other settings have folders of their own. A finished fine-tuning is not
+    repeated, an interrupted one is resumed.
 
     Args:
         config: Resolved.
@@ -37,9 +38,9 @@ def finetune(
 
     Raises:
         UserError: If there is no checkpoint or no label, or the folder holds a
-            fine-tuning of other settings.
-        FloatingPointError: If the numbers stop being finite.
-        KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
+            fine-tuning with other settings.
+        FloatingPointError: If the loss or the weights are not finite.
+        KeyboardInterrupt: On SIGINT or SIGTERM, after the state is saved.
 
     Source: Chen et al. 2020 (arXiv:2006.10029), sections 2 and 3.1.
     """
@@ -59,7 +60,7 @@ def finetune(
         )
     ]
     config = resolve.resolve_finetune(config, len(rows))
-    about = {
+    settings = {
         "labels": config.label_fraction,
         "images": len(rows),
         "from": config.finetune_layer,
@@ -73,64 +74,85 @@ def finetune(
         config.label_fraction, config.finetune_layer, config.finetune_seed
     )
     folder = workdir / classifiers.FOLDER / name
-    if classifiers.is_finished(folder, "finetune", about):
+    if classifiers.is_finished(folder, "finetune", settings):
         return folder
     counts = np.unique(split.labels[rows], return_counts=True)[1]
     print(
-        f"Fine-tuning from {about['from']} on {len(rows)} labelled images, "
+        f"Fine-tuning from {settings['from']} on {len(rows)} labelled images, "
         f"{counts.min()} to {counts.max()} of each of {len(counts)} classes: "
-        f"{about['epochs']} epochs at batch {about['batch_size']}, learning rate "
-        f"{about['learning_rate']:g} * sqrt(batch).",
+        f"{settings['epochs']} epochs at batch {settings['batch_size']}, learning rate "
+        f"{settings['learning_rate']:g} * sqrt(batch).",
         flush=True,
     )
-    _train(config, dataset, pretrained, rows, folder, about)
-    classifiers.finish(folder, "finetune", about, dataset)
+    _train(config, dataset, pretrained, rows, folder, settings)
+    classifiers.finish(folder, "finetune", settings, dataset)
     return folder
 
 
-def _train(config, dataset, pretrained, rows, folder, about) -> None:
-    """Trains to the last epoch, from the pretrained network or where it was stopped."""
-    model = classifiers.network(config, about["from"], dataset.num_classes)
-    model.seed = about["seed"]
+def _train(config, dataset, pretrained, rows, folder, settings) -> None:
+    """Trains to the last epoch, from the newest checkpoint if there is one.
+
+    Args:
+        config: Resolved, also for fine-tuning.
+        dataset: The data.
+        pretrained: The pretrained model.
+        rows: Rows of the train split whose labels are used.
+        folder: Folder of the result.
+        settings: The entry "finetune" of result.json.
+    """
+    model = classifiers.network(config, settings["from"], dataset.num_classes)
+    model.seed = settings["seed"]
     model.encoder.set_weights(pretrained.encoder.get_weights())
     model.head.take_hidden_layers(pretrained.head)
-    classifying = model.head.last
-    classifying.kernel.assign(tf.zeros_like(classifying.kernel))
-    steps = batches.steps_per_epoch(len(rows), about["batch_size"])
+    last = model.head.last
+    last.kernel.assign(tf.zeros_like(last.kernel))
+    steps = batches.steps_per_epoch(len(rows), settings["batch_size"])
     schedule = schedules.Schedule(
         schedules.scaled_learning_rate(
-            about["learning_rate"], about["batch_size"], "sqrt"
+            settings["learning_rate"], settings["batch_size"], "sqrt"
         ),
-        total_steps=about["epochs"] * steps,
+        total_steps=settings["epochs"] * steps,
         decay="cosine",
     )
     optimizer = lars.LARS(schedule, momentum=0.9, l2=0.0)
-    optimizer.leave_plain([classifying.kernel])
-    passes = _passes(about["epochs"], steps)
+    optimizer.leave_plain([last.kernel])
+    passes = _epochs_per_checkpoint(settings["epochs"], steps)
     split = dataset.train
-    whole = len(rows) == len(split.images)
+    all_rows = len(rows) == len(split.images)
     folder.mkdir(parents=True, exist_ok=True)
     fit.fit(
         config,
         model,
         optimizer,
         schedule,
-        # All of them may be more than fits into memory.
-        split.images if whole else split.images[rows],
+        # Without a copy: all images may not fit into memory.
+        split.images if all_rows else split.images[rows],
         folder,
         labels=split.labels[rows],
-        batch_size=about["batch_size"],
-        seed=about["seed"],
-        epochs=about["epochs"] // passes,
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        epochs=settings["epochs"] // passes,
         passes=passes,
         meta=classifiers.description(
-            config, about["from"], dataset.class_names, finetune=about
+            config, settings["from"], dataset.class_names, finetune=settings
         ),
         remedy=REMEDY,
     )
 
 
-def _passes(epochs: int, steps: int, least_steps: int = 50) -> int:
-    """Returns the fewest epochs, a divisor of all, that are worth a checkpoint."""
+def _epochs_per_checkpoint(epochs: int, steps: int, min_steps: int = 50) -> int:
+    """Returns how many epochs of the data are one epoch of the training loop.
+
+    The loop records and saves a checkpoint after each of its epochs, which would take
+    longer than the training itself with few labelled images.
+
+    Args:
+        epochs: Epochs of the fine-tuning.
+        steps: Steps of an epoch.
+        min_steps: Smallest number of steps between checkpoints.
+
+    Returns:
+        The smallest divisor of `epochs` with at least `min_steps` steps, or `epochs`.
+    """
     divisors = [k for k in range(1, epochs + 1) if epochs % k == 0]
-    return next((k for k in divisors if k * steps >= least_steps), epochs)
+    return next((k for k in divisors if k * steps >= min_steps), epochs)

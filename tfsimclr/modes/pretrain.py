@@ -10,16 +10,16 @@ from tfsimclr.training import fit
 
 
 def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -> None:
-    """Trains to the last epoch, from the newest checkpoint of the folder if any.
+    """Trains to the last epoch, from the newest checkpoint if there is one.
 
     Args:
         config: Resolved.
-        dataset: Whose `pretrain` split is used.
+        dataset: Its `pretrain` split is used.
         workdir: The run folder.
 
     Raises:
-        FloatingPointError: If the numbers stop being finite.
-        KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
+        FloatingPointError: If the loss or the weights are not finite.
+        KeyboardInterrupt: On SIGINT or SIGTERM, after the state is saved.
     """
     images = sampling.random_subset(dataset.pretrain.images, config.num_pretrain_images)
     steps_per_epoch = len(images) // config.batch_size

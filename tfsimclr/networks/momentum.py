@@ -16,8 +16,8 @@ class MomentumNetwork(keras.layers.Layer):
 
     It is the momentum encoder of MoCo and the target network of BYOL. It starts as a
     copy of the online networks. `update` moves its trainable variables (kernels,
-    scales, offsets) towards theirs; the moving statistics of batch norm follow the batches on
-    which this network itself is called. No gradient passes through it.
+    scales, offsets) towards theirs; the moving statistics of batch norm follow the
+    batches on which this network itself is called. No gradient passes through it.
 
     Args:
         networks: The online networks: built layers that are called one after the
@@ -55,7 +55,7 @@ class MomentumNetwork(keras.layers.Layer):
         self.schedule = schedule
         self.total_steps = total_steps
         self.online = _Untracked(networks)
-        # Saved weights contain the name of this attribute, so it stays (MomentumMethod).
+        # The attribute's name is part of saved weights (see MomentumMethod).
         self.twins = [_copy(network) for network in networks]
         self.built = True
 
