@@ -1,8 +1,6 @@
 """Export of a run as a SavedModel that needs nothing but TensorFlow."""
 
-import os
 import pathlib
-import tempfile
 
 import tensorflow as tf
 
@@ -104,11 +102,5 @@ def write(path: pathlib.Path, module: Exported) -> None:
     for name, dtype in (("serving_default", tf.float32), ("serving_uint8", tf.uint8)):
         spec = tf.TensorSpec([None, None, None, 3], dtype, name="images")
         signatures[name] = tf.function(module.outputs, input_signature=[spec])
-    folder = path.parent
-    with tempfile.TemporaryDirectory(prefix=".saved_model-", dir=folder) as partial:
-        fresh = pathlib.Path(partial) / "new"
-        with files.disk_errors(path):
-            tf.saved_model.save(module, str(fresh), signatures=signatures)
-        if path.exists():
-            os.replace(path, pathlib.Path(partial) / "old")
-        os.replace(fresh, path)
+    with files.atomic_folder(path) as folder:
+        tf.saved_model.save(module, str(folder), signatures=signatures)

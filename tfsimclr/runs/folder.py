@@ -6,8 +6,9 @@ import fcntl
 import functools
 import os
 import pathlib
-import shutil
 import sys
+
+from packaging import version
 
 from tfsimclr import __version__, files
 from tfsimclr.errors import UserError
@@ -110,8 +111,6 @@ def _remove_leftovers(path: pathlib.Path) -> None:
     """Removes what killed processes have left; the folder must be locked."""
     for folder in (path, path / "features", *path.glob("finetuned/*")):
         files.remove_leftovers(folder)
-        for partial in folder.glob(".saved_model-*"):
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_same(config: Config, flags_file: pathlib.Path) -> None:
@@ -125,10 +124,10 @@ def _check_same(config: Config, flags_file: pathlib.Path) -> None:
             f"{flags_file} was not written by tfsimclr, so {flags_file.parent} is no "
             "run folder. Name a new or empty --workdir."
         )
-    version = header.removeprefix("# tfsimclr ").strip()
-    if _numbers(version) > _numbers(__version__):
+    writer = header.removeprefix("# tfsimclr ").strip()
+    if _version(writer) > _version(__version__):
         raise UserError(
-            f"{flags_file.parent} was made by tfsimclr {version}, this is "
+            f"{flags_file.parent} was made by tfsimclr {writer}, which is newer than "
             f"{__version__}. Update tfsimclr or name another --workdir."
         )
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -162,8 +161,12 @@ def _is_fresh(path: pathlib.Path) -> bool:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+def _version(text: str) -> version.Version:
+    """Returns a version that can be compared; a malformed one counts as the oldest."""
+    try:
+        return version.Version(text)
+    except version.InvalidVersion:
+        return version.Version("0")
 
 
 def _is_utf8(text: str) -> bool:
