@@ -49,7 +49,7 @@ def slow_loss(predictions, targets):
 
 def test_three_steps_against_numpy():
     """Both views both ways, and the target of each step from those before it."""
-    model = small_model(total_steps=10)
+    model = small_model(ema_schedule="cosine", total_steps=10)
     average = values(model.average.trainable_variables)
     for number in range(3):
         views = model.two_views(IMAGES, number)
@@ -93,11 +93,12 @@ def test_a_fixed_target_never_moves():
 
 
 def test_keras_file_brings_everything_back(tmp_path):
-    model = small_model(total_steps=50)
+    model = small_model(ema_schedule="cosine", total_steps=50)
     step(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert (loaded.ema, loaded.total_steps) == (0.9, 50)
+    assert (loaded.ema_decay, loaded.total_steps) == (0.9, 50)
+    assert loaded.average.schedule == "cosine"
     for each in (model, loaded):
         step(each)
     for one, other in zip(model.variables, loaded.variables, strict=True):

@@ -1,25 +1,83 @@
 """Every method under the one step: precision, resuming, evaluation, export, flags."""
 
 import dataclasses
+import inspect
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from method_rows import ROWS
 
 from tfsimclr import build, resolve
+from tfsimclr.methods import METHODS, PREDICTOR
+from tfsimclr.methods.base import MomentumMethod
 from tfsimclr.modes import evaluate, export, pretrain
+from tfsimclr.networks.names import feature_names
 from tfsimclr.runs import folder as run_folder
+from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints, recorder
 
-METHODS = {
-    "dcl": {"loss": "dcl"},
-    "dclw": {"loss": "dclw", "loss_block_rows": 8},
-    "momentum_simclr": {"ema_decay": 0.9, "ema_schedule": "cosine"},
-    "moco": {"method": "moco", "ema_decay": 0.9, "queue_size": 48},
-    "moco_v3": {"method": "moco", "queue_size": 0, "proj_batch_norm": "true"},
-    "byol": {"method": "byol", "ema_decay": 0.9},
-}
-by_method = pytest.mark.parametrize("name", METHODS)
+by_row = pytest.mark.parametrize("name", ROWS)
+
+
+def test_every_method_has_a_row():
+    assert {row.settings.get("method", "simclr") for row in ROWS.values()} == set(
+        METHODS
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_an_entry_uses_are_settings_and_arguments(method):
+    entry = METHODS[method]
+    settings = {field.name for field in dataclasses.fields(Config)}
+    assert set(entry.uses) <= settings and set(entry.defaults) <= settings
+    arguments = inspect.signature(entry.method).parameters
+    own = set(entry.uses) - set(PREDICTOR)
+    inherited = set(inspect.signature(MomentumMethod).parameters)
+    assert own <= set(arguments) | inherited
+
+
+def small_model(tiny, name):
+    config, dataset, _ = tiny(**ROWS[name].settings)
+    model = build.method(config, 10)
+    model.compile(optimizer=keras.optimizers.SGD(0.05))
+    model.optimizer.build(model.learned_variables)
+    return model, dataset.pretrain.images[:16]
+
+
+@by_row
+def test_all_that_is_learned_moves_and_the_stopped_side_has_no_gradient(tiny, name):
+    model, images = small_model(tiny, name)
+    learned = {variable.path for variable in model.learned_variables}
+    with tf.GradientTape() as tape:
+        tape.watch([variable.value for variable in model.trainable_variables])
+        loss, logs = model.objective(*model.prepare_batch(tf.constant(images), None))
+    assert set(logs) == set(model.metric_names)
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        if variable.path in learned:
+            assert gradient is not None, variable.path
+        else:  # of a momentum network
+            assert gradient is None or not np.any(gradient), variable.path
+    before = {variable.path: variable.numpy() for variable in model.learned_variables}
+    model.fit(images, batch_size=16, shuffle=False, verbose=0)
+    still = [v.path for v in model.learned_variables if (v == before[v.path]).all()]
+    assert not still
+
+
+@by_row
+def test_a_keras_file_brings_everything_back(tiny, name, tmp_path):
+    model, images = small_model(tiny, name)
+    model.fit(images, batch_size=16, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model) and loaded.get_config() == model.get_config()
+    for each in (model, loaded):
+        each.fit(images, batch_size=16, shuffle=False, verbose=0)
+    assert int(loaded.step) == 2
+    for one, other in zip(model.variables, loaded.variables, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=one.path)
 
 
 def run(tiny, **settings):
@@ -29,10 +87,10 @@ def run(tiny, **settings):
     return config, dataset, folder
 
 
-@by_method
+@by_row
 def test_float16_trains(tiny, name):
     """The loss scale starts at 2^15 and comes down over skipped steps, queue or not."""
-    _, _, folder = run(tiny, precision="mixed_float16", **METHODS[name])
+    _, _, folder = run(tiny, precision="mixed_float16", **ROWS[name].settings)
     header, *rows = (folder / "history.csv").read_text().splitlines()
     assert len(rows) == 2
     numbers = dict(zip(header.split(","), rows[-1].split(","), strict=True))
@@ -40,20 +98,22 @@ def test_float16_trains(tiny, name):
     assert float(numbers["skipped_steps"]) < 5  # of 5
 
 
-# The others keep nothing that SimCLR does not (test_pretrain).
-@pytest.mark.parametrize("name", ["momentum_simclr", "moco", "moco_v3", "byol"])
+# The others have no more state than SimCLR (test_pretrain).
+@pytest.mark.parametrize(
+    "name", ["momentum_simclr", "moco", "moco_v3", "byol", "simsiam"]
+)
 def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     tf.config.experimental.enable_op_determinism()
-    settings = {"deterministic": True, **METHODS[name]}
+    settings = {"deterministic": True, **ROWS[name].settings}
     _, _, folder = run(tiny, **settings)
     whole, _ = checkpoints.load_latest(folder / "checkpoints")
     config, dataset, _ = tiny(**settings, workdir=str(tmp_path / "stopped"))
     folder = run_folder.prepare(config)
-    journal_s = recorder.Recorder.on_train_batch_end
+    on_batch_end = recorder.Recorder.on_train_batch_end
 
     def interrupting(self, batch, logs=None):
         self.interrupted = int(self.model.step) == 7  # of 10; an epoch has 5
-        journal_s(self, batch, logs)
+        on_batch_end(self, batch, logs)
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "on_train_batch_end", interrupting)
@@ -67,11 +127,12 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
         np.testing.assert_array_equal(whole[key], resumed[key], err_msg=key)
 
     result = evaluate.evaluate(config, dataset, folder)
-    assert set(result["features"]) == {"pixels", "random_h", "h", "head_1", "z"}
-    export.export(config, folder)
+    layers = feature_names(config.proj_layers)
+    assert set(result["features"]) == {"pixels", "random_h", *layers}
+    export.export(config, dataset, folder)
     serve = tf.saved_model.load(str(folder / "saved_model")).signatures
     outputs = serve["serving_default"](images=tf.zeros([2, 20, 24, 3]))
-    assert set(outputs) == {"h", "head_1", "z", "logits"}
+    assert set(outputs) == {*layers, "logits"}
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def test_a_query_shares_nothing_with_its_key_but_its_image(batch_norm):
             reached.append(np.abs(after - before).max(axis=1) > 1e-4)
         return np.stack(reached, axis=1)
 
-    of_query, of_key = influences(model.predicted), influences(model.key)
+    of_query = influences(lambda view: model.project(view).p)
+    of_key = influences(model.key)
     assert of_query.sum(axis=1).tolist() == [4] * 16  # batch statistics are in use
     assert of_key.sum(axis=1).tolist() == [4] * 16
     np.testing.assert_array_equal(of_query & of_key, np.eye(16, dtype=bool))
@@ -117,7 +118,7 @@ def test_one_group_leaks():
     images = IMAGES.astype("float32") / 255
     changed = images.copy()
     changed[5] = 1 - changed[5]
-    for function in (model.predicted, model.key):
+    for function in (lambda view: model.project(view).p, model.key):
         moved = np.abs(np.asarray(function(changed)) - function(images)).max(axis=1)
         assert (moved > 1e-4).all()
 
@@ -149,7 +150,7 @@ def test_keys_have_no_gradient():
 
 
 def test_keras_file_brings_everything_back(tmp_path):
-    model = small_model(predictor=predictor(), total_steps=50)
+    model = small_model(predictor=predictor(), ema_schedule="cosine", total_steps=50)
     step(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -173,7 +174,9 @@ def test_keras_file_brings_everything_back(tmp_path):
 )
 def test_bad_arguments_are_explained(options, images, message):
     with pytest.raises(ValueError, match=message):
-        small_model(**options).objective(*small_model().two_views(images, 0))
+        model = small_model(**options)
+        model.objective(*model.two_views(images, 0))
+        model.after_update(model.step)
 
 
 def test_an_encoder_whose_batch_norm_cannot_be_split_is_refused():

@@ -1,4 +1,4 @@
-"""Networks that end in a classifier: fine-tuned with labels or taught by another."""
+"""Networks that end in a classifier, trained on labels or by distillation."""
 
 import keras
 import tensorflow as tf
@@ -12,14 +12,14 @@ from tfsimclr.methods.base import Method
 class Classifier(Method):
     """An encoder and a head that ends in logits, trained on labelled images.
 
-    All of it is trained, on one view of each image, with batch statistics. Called on
-    images in 0-1 it returns `[h, head_1, ..., logits]`.
+    Encoder and head are both trained, on one view of each image, with batch statistics.
+    Called on images in 0-1 it returns `[h, head_1, ..., logits]`.
 
         model = Classifier(encoder, heads.ProjectionHead(1, dim=10, bias=True), views)
         model.compile(optimizer=lars.LARS(0.06))
         model.fit(images, labels)
 
-    Args: Those of `Method`.
+    The arguments are those of `Method`.
 
     Source: Chen et al. 2020 (arXiv:2006.10029), section 2.
     """
@@ -39,20 +39,22 @@ class Classifier(Method):
         return losses.cross_entropy(logits, labels), {"top1": top1}
 
 
+@keras.saving.register_keras_serializable("tfsimclr")
 class Student(Method):
-    """An encoder and a head that ends in logits, trained to answer as a teacher does.
+    """An encoder and a head that ends in logits, trained by distillation.
 
-    It sees no label: the teacher's logits on the very same view take their place.
+    It sees no labels: the targets are the teacher's logits on the same view.
 
     Args:
         encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
         head: h -> `[h, head_1, ..., logits]`.
-        views: As for `Method`.
+        views: Makes a view of a batch, e.g. `augment.Views(image_size=96)`.
         seed: Integer.
-        teacher: Function: view `[n, s, s, 3]` in 0-1 -> logits `[n, classes]`. What it
-            computes with is not part of this model, neither trained nor saved.
-        temperature: As for `distillation`.
-        **kwargs: Of `keras.Model`.
+        teacher: Function: view `[n, s, s, 3]` in 0-1 -> logits `[n, classes]`. Its
+            network is neither trained nor saved with this model, so a loaded student
+            has none (None): it predicts, and needs a teacher to be trained further.
+        temperature: Temperature of `losses.distillation`, positive.
+        **kwargs: Arguments of `keras.Model`.
 
     Source: Chen et al. 2020 (arXiv:2006.10029), section 2 and equation 2.
     """
@@ -66,7 +68,7 @@ class Student(Method):
         views,
         seed: int = 0,
         *,
-        teacher,
+        teacher=None,
         temperature: float = 0.5,
         **kwargs,
     ):
@@ -80,7 +82,12 @@ class Student(Method):
         self.temperature = temperature
 
     def prepare_batch(self, images, labels):
-        """Returns one view of each image, and what the teacher says of it."""
+        """Returns one view of each image, and the teacher's logits of that view."""
+        if self.teacher is None:
+            raise UserError(
+                "A Student needs a teacher to be trained, got None. Set its `teacher` "
+                "to a function from views to logits."
+            )
         view = self.two_views(images, self.step)[0]
         return view, tf.stop_gradient(self.teacher(view))
 
@@ -90,3 +97,6 @@ class Student(Method):
         agreement = tf.reduce_mean(tf.cast(same, tf.float32))
         loss = losses.distillation(logits, teacher_logits, self.temperature)
         return loss, {"agreement": agreement}
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
