@@ -130,7 +130,9 @@ class Worker:
         return self
 
     def __exit__(self, *error):
-        self._process.stdin.close()
+        # Closing writes what an earlier call could not.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
