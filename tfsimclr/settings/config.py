@@ -32,10 +32,11 @@ class Config:
 
     mode: str = option(
         "all",
-        "What to do: all is pretrain, evaluate, export in turn; the others do one part "
-        "on the run folder. finetune learns from --label_fraction after that; distill makes a "
-        "student of a fine-tuned --teacher_dir. plan makes none: it tries ten steps and "
-        "prints what the run would take of memory and time.",
+        "What to do. all: pretrain, evaluate and export, in this order. pretrain, "
+        "evaluate and export do one of them. finetune: train the pretrained "
+        "network on a fraction of the labels. distill: train a student on the "
+        "outputs of --teacher_dir. plan: time ten steps and print the memory and "
+        "hours that the run would take, without a run folder.",
         choices=(
             *("all", "pretrain", "evaluate", "export"),
             *("finetune", "distill", "plan"),
@@ -44,9 +45,9 @@ class Config:
     )
     workdir: str = option(
         "",
-        "Run folder; created, or resumed if its settings match. Default: "
-        "runs/<method>-<dataset>-<hash of the settings>, so that the same command "
-        "continues and another one starts afresh.",
+        "Run folder. It is created, or resumed if its settings match. Default: "
+        "runs/<method>-<dataset>-<hash of the settings>, so the same command "
+        "resumes its run.",
         pretraining=False,
     )
 
@@ -54,25 +55,29 @@ class Config:
 
     dataset: str = option(
         "textures",
-        "textures (made by the program), folder (your images, see --data_dir), or the "
-        "name of a TensorFlow Datasets image data set: stl10, cifar10, ...",
+        "textures (embedded, made by the program), folder (your images, see "
+        "--data_dir), or the name of an image data set of TensorFlow Datasets: "
+        "stl10, cifar10, ...",
     )
     data_dir: str = option(
-        "", "The image folder, or the folder that holds TensorFlow Datasets' data."
+        "",
+        "Image folder of --dataset=folder, or the data folder of TensorFlow Datasets.",
     )
     cache_dir: str = option(
         "",
-        "Where prepared images are kept; default ~/.cache/tfsimclr. Name a larger disk "
-        "if the images, at image_size^2 * 3 bytes each, do not fit.",
+        "Folder for prepared images; default ~/.cache/tfsimclr. Use a larger disk "
+        "if the images do not fit: each takes up to 5.3 * image_size^2 bytes.",
         pretraining=False,
     )
     num_pretrain_images: int = option(
-        0, "Pretrain on this many images, drawn once; 0 is all. For trials.", minimum=0
+        0,
+        "Pretrain on this many randomly chosen images; 0 uses all. For trials.",
+        minimum=0,
     )
     num_train_images: int = option(
         0,
-        "Train the linear classifier on this many labelled images, drawn once; 0 is "
-        "all. The test set is always scored whole.",
+        "Train the linear classifier on this many randomly chosen labelled "
+        "images; 0 uses all. The test set is always scored whole.",
         minimum=0,
         pretraining=False,
     )
@@ -86,18 +91,19 @@ class Config:
     )
     width: float | None = option(
         None,
-        "Multiplies the encoder's channels; default from the data set. 0.25 for a CPU, "
-        "2 or 3 for SimCLRv2's wide networks.",
+        "Multiplier of the encoder's channels; default from the data set. 0.25 "
+        "suits a CPU; 2 and 3 are SimCLRv2's wide networks.",
         greater_than=0,
         maximum=8,
     )
     selective_kernel: bool = option(
-        False, "Selective kernels (SimCLRv2): better and about twice as slow."
+        False, "Selective kernels (SimCLRv2): more accurate, about twice as slow."
     )
     stem: str = option(
         "auto",
-        "First layers: imagenet (7x7 stride 2, pool), medium (3x3, pool) or small "
-        "(3x3, no pool); auto takes the data set's. Small images want a small stem.",
+        "First layers: imagenet (7x7 convolution with stride 2, max-pool), medium "
+        "(3x3, max-pool) or small (3x3). auto: the data set's default. Small "
+        "images need a small stem.",
         choices=("auto", "imagenet", "medium", "small"),
     )
     image_size: int | None = option(
@@ -111,11 +117,16 @@ class Config:
 
     batch_size: int = option(
         128,
-        "Images per step; each yields two views and 2B - 2 negatives.",
+        "Images per step. Each gives two views and, in SimCLR, 2B - 2 negatives.",
         greater_than=1,
     )
     epochs: int = option(40, "Passes over the pretraining images.", greater_than=0)
-    seed: int = option(0, "Seed of everything random.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        0,
+        "Seed of the weights, the order of the images and the views.",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
 
     # Method
 
@@ -126,21 +137,22 @@ class Config:
     )
     temperature: float = option(
         0.5,
-        "Softmax temperature of the loss; smaller is sharper. In --mode=distill that "
-        "of teacher and student: SimCLRv2 has 0.1 for the same network, 1 for a "
-        "smaller one, and finds little difference between.",
+        "Softmax temperature of the loss; smaller is sharper. In --mode=distill: "
+        "temperature of teacher and student. SimCLRv2 uses 0.1 for a student like "
+        "its teacher and 1 for a smaller one.",
         greater_than=0,
     )
     loss: str = option(
         "nt_xent",
-        "Loss of simclr: nt_xent, or without the positive in the denominator dcl and "
-        "its weighted form dclw, for small batches.",
+        "Loss of simclr. nt_xent, or for small batches without the positive in "
+        "the denominator: dcl, and its weighted form dclw.",
         choices=("nt_xent", "dcl", "dclw"),
     )
     loss_block_rows: int = option(
         0,
-        "Rows of simclr's similarities at a time, a divisor of twice the batch; 0 is "
-        "all. Saves memory where the batch is in the thousands.",
+        "Rows of simclr's similarity matrix that are computed at a time; a "
+        "divisor of twice the batch size. 0 computes all at once. Saves memory at "
+        "batches in the thousands.",
         minimum=0,
     )
     ema_decay: float | None = option(
@@ -175,18 +187,22 @@ class Config:
 
     proj_layers: int = option(
         2,
-        "Layers of the projection head; more help small batches.",
+        "Layers of the projection head. More layers help small batches.",
         minimum=1,
         maximum=8,
     )
-    proj_dim: int = option(64, "Width of z, the head's output.", greater_than=0)
+    proj_dim: int = option(
+        64, "Width of z, the output of the projection head.", greater_than=0
+    )
     proj_hidden: int = option(
-        0, "Width of the head's hidden layers; 0 is the encoder's width.", minimum=0
+        0,
+        "Width of the projection head's hidden layers; 0 is the encoder's width.",
+        minimum=0,
     )
     proj_activation: str = option(
         "relu",
-        "Activation of the head: relu, tanh, leaky_relu (slope 0.01, as in the "
-        "study) or any Keras name.",
+        "Activation of the projection head: relu, tanh, leaky_relu (slope 0.01, "
+        "as in the study) or any other elementwise Keras activation.",
     )
     proj_batch_norm: str | None = option(
         None,
@@ -228,19 +244,21 @@ class Config:
 
     optimizer: str = option(
         "adam",
-        "Optimizer of the pretraining; lars scales each layer's step by its weights.",
+        "Optimizer of the pretraining. lars scales the step of each layer by the "
+        "norm of its weights.",
         choices=("adam", "lars", "sgd"),
     )
     learning_rate: float | None = option(
         None,
-        "Learning rate before scaling. Default: adam 3e-4, sgd 0.03, lars 0.3 (none, "
-        "linear) or 0.075 (sqrt).",
+        "Learning rate before scaling. Default: adam 3e-4, sgd 0.03, lars 0.3 "
+        "(with none or linear scaling) or 0.075 (sqrt).",
         greater_than=0,
     )
     learning_rate_scaling: str | None = option(
         None,
-        "Scaling of the rate with the batch: none, linear (rate * batch / 256) or sqrt "
-        "(rate * sqrt(batch)). Default: lars sqrt, others none.",
+        "Scaling of the learning rate with the batch size: none, linear (rate * "
+        "batch / 256) or sqrt (rate * sqrt(batch)). Default: lars sqrt, others "
+        "none.",
         choices=("none", "linear", "sqrt"),
     )
     warmup_epochs: float | None = option(
@@ -253,8 +271,8 @@ class Config:
     )
     weight_decay: float | None = option(
         None,
-        "Decay of kernels: in LARS added to the gradient inside the trust ratio, "
-        "otherwise decoupled. Default: lars 1e-6, sgd 1e-4, adam 0.",
+        "Weight decay of kernels: for lars added to the gradient inside the trust "
+        "ratio, otherwise decoupled. Default: lars 1e-6, sgd 1e-4, adam 0.",
         minimum=0,
     )
 
@@ -262,45 +280,52 @@ class Config:
 
     precision: str = option(
         "auto",
-        "Type of the network's arithmetic; auto is mixed precision where the GPU has "
-        "tensor cores and float32 elsewhere.",
+        "Keras dtype policy of the network. auto: mixed precision on a GPU with "
+        "tensor cores, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
     jit_compile: str = option(
         "auto",
-        "Compile the step with XLA; auto does on a GPU.",
+        "Compile the training step with XLA. auto: on a GPU only.",
         choices=("auto", "true", "false"),
     )
     deterministic: bool = option(
         False,
-        "Use deterministic ops only, so that two runs give the same bits; slower.",
+        "Use deterministic operations only, so that two runs give the same bits. "
+        "Slower.",
     )
 
     # Views
 
     crop_min_area: float = option(
         0.08,
-        "Smallest crop as a share of the image's area. Raise it where crops lose the "
-        "subject.",
+        "Smallest random crop, as a fraction of the image's area. Raise it if "
+        "crops miss the subject.",
         greater_than=0,
         maximum=1,
     )
     jitter_strength: float = option(
-        1.0, "Strength of the colour jitter; 0 is none.", minimum=0, maximum=2
+        1.0, "Strength of the colour jitter; 0 turns it off.", minimum=0, maximum=2
     )
     blur: float = option(
-        0.0, "Probability of Gaussian blur; 0.5 for large images.", minimum=0, maximum=1
+        0.0,
+        "Probability of Gaussian blur; 0.5 suits large images.",
+        minimum=0,
+        maximum=1,
     )
     flip: bool = option(
-        True, "Mirror half of the views; false where left and right differ."
+        True, "Mirror half of the views. Use false if left and right differ in meaning."
     )
-    grayscale: float = option(0.2, "Probability of a grey view.", minimum=0, maximum=1)
+    grayscale: float = option(
+        0.2, "Probability of a grayscale view.", minimum=0, maximum=1
+    )
 
     # Evaluation
 
     feature: str = option(
         "h",
-        "Frozen feature of the reported classifier: h, head_1, ..., z. All are scored.",
+        "Frozen feature of the reported linear classifier: h, head_1, ..., z. All "
+        "features are scored.",
         pretraining=False,
     )
     probe_epochs: int = option(
@@ -314,8 +339,8 @@ class Config:
     )
     probe_learning_rate: float = option(
         0.0,
-        "Learning rate of the linear classifier; 0 chooses it on a tenth of the "
-        "training labels, held out.",
+        "Learning rate of the linear classifier; 0 selects it on a held-out tenth "
+        "of the training labels.",
         minimum=0,
         pretraining=False,
     )
@@ -327,61 +352,63 @@ class Config:
 
     label_fraction: float = option(
         0.1,
-        "Share of the labelled training images, the same of every class and at least "
-        "one image, that --mode=finetune learns from; in --mode=distill the share that "
-        "the teacher learned from.",
+        "Fraction of the labelled training images of every class, at least one, "
+        "that --mode=finetune trains on. In --mode=distill: the fraction that the "
+        "teacher was fine-tuned on.",
         greater_than=0,
         maximum=1,
         pretraining=False,
     )
     finetune_layer: str | None = option(
         None,
-        "Layer of the head that the classifier of --mode=finetune is put on: h, "
-        "head_1, ...; not z, which has no activation. What lies behind it is dropped. "
-        "Default, as in SimCLRv2: h with all labels, else head_1 (with one layer h).",
+        "Layer under the classifier of --mode=finetune: h, head_1, ...; not z, "
+        "which has no activation. Later layers are dropped. Default, as in "
+        "SimCLRv2: h with all labels, else head_1 (h if the head has one layer).",
         pretraining=False,
     )
     finetune_epochs: int | None = option(
         None,
-        "Passes over the labelled images of --mode=finetune. Default: 60 below a tenth "
-        "of the labels, else 30, as in SimCLRv2, but at least 500 steps.",
+        "Passes over the labelled images in --mode=finetune. Default, as in "
+        "SimCLRv2: 60 below a tenth of the labels, else 30, but at least 500 "
+        "steps.",
         greater_than=0,
         pretraining=False,
     )
     finetune_learning_rate: float | None = option(
         None,
-        "Learning rate of LARS in --mode=finetune, times the square root of the batch. "
-        "Default, as in SimCLRv2: 0.005, and 0.002 for encoders that are wider than 1 "
-        "or have selective kernels.",
+        "Learning rate of LARS in --mode=finetune before it is multiplied by the "
+        "square root of the batch size. Default, as in SimCLRv2: 0.005, or 0.002 "
+        "for encoders with a width above 1 or selective kernels.",
         greater_than=0,
         pretraining=False,
     )
     finetune_batch_size: int = option(
         128,
-        "Images per step of --mode=finetune; at most all of them.",
+        "Images per step of --mode=finetune; at most all labelled images.",
         greater_than=0,
         pretraining=False,
     )
     finetune_seed: int = option(
         0,
-        "Seed of --mode=finetune: which images keep their label, their order and "
-        "views. Run several; in --mode=distill the teacher's.",
+        "Seed of --mode=finetune: which images keep their labels, their order and "
+        "their views. In --mode=distill: the teacher's seed.",
         minimum=0,
         maximum=2**31 - 1,
         pretraining=False,
     )
     teacher_dir: str = option(
         "",
-        "Run folder whose fine-tuned network --mode=distill teaches to this one, which "
-        "becomes a run of its own; or the run folder of another student.",
+        "Run folder of the teacher of --mode=distill: a run with a fine-tuned "
+        "network, or an earlier student. The student gets a run folder of its "
+        "own.",
     )
 
     # Planning
 
     memory_gb: float = option(
         0.0,
-        "Memory for which --mode=plan finds the largest batch, in GB (10^9 bytes); 0 "
-        "is all that the GPU, or else the machine, has.",
+        "Memory for which --mode=plan finds the largest batch, in GB (10^9 "
+        "bytes); 0 is the memory of the GPU, or else of the machine.",
         minimum=0,
         pretraining=False,
     )
@@ -389,11 +416,12 @@ class Config:
     # Checkpoints
 
     keep_checkpoints: int = option(
-        2, "How many checkpoints to keep.", greater_than=0, pretraining=False
+        2, "Number of checkpoints to keep.", greater_than=0, pretraining=False
     )
     checkpoint_minutes: float = option(
         15.0,
-        "Save at least this often, besides after every epoch.",
+        "Longest time between checkpoints in minutes. There is one after every "
+        "epoch in any case.",
         greater_than=0,
         pretraining=False,
     )
