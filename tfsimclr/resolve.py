@@ -192,8 +192,8 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     smallest = encoder.smallest_image(dataclasses.asdict(config))
     if size < smallest:
         raise UserError(
-            f"--image_size={size} is too small for --stem={config.stem}, which needs at "
-            f"least {smallest}. Use --stem=small or larger views."
+            f"--image_size={size} is too small for --stem={config.stem}, which needs "
+            f"at least {smallest}. Use --stem=small or larger views."
         )
     available = len(images.pretrain.images)
     count = config.num_pretrain_images or available

@@ -26,10 +26,12 @@ from tfsimclr.settings import flagfiles
 
 def main() -> None:
     """Entry point of `tfsimclr` and `python -m tfsimclr.run`."""
-    # Pretraining saves first; anywhere else both say how to go on.
+    # SIGTERM ends the program as Ctrl-C does. Training saves a checkpoint first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known code
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for paths that are not UTF-8
     configs.define_flags()
     # absl's --help shows the flags of the module that asks for them.
     flags.FLAGS.set_gnu_getopt(True)
@@ -106,16 +108,23 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
 
 
 def _tensorflow():
-    """Imports TensorFlow without its notices of every start.
+    """Imports TensorFlow and Keras; hides the notices that TensorFlow prints at start.
 
-    It writes them to file descriptor 2 before any log level is read.
+    TensorFlow writes them to file descriptor 2 before it reads any log level.
     """
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise UserError(
+            f"KERAS_BACKEND={backend} is set, but tfsimclr needs the TensorFlow "
+            "backend. Unset it, or set KERAS_BACKEND=tensorflow."
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as notices:
         os.dup2(notices.fileno(), 2)
         try:
+            import keras
             import tensorflow as tf
 
             tf.config.list_physical_devices()
@@ -126,6 +135,10 @@ def _tensorflow():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+    # The user's keras.json may say otherwise; a run must not depend on it.
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
     return tf
 
 

@@ -77,7 +77,7 @@ class Method(keras.Model):
 
     @property
     def learned_variables(self):
-        """The variables that the gradient moves, without those of a momentum network."""
+        """The variables that the gradient moves; not those of a momentum network."""
         networks = [self.encoder, self.head]
         networks += [self.predictor] if self.predictor else []
         return [v for network in networks for v in network.trainable_variables]

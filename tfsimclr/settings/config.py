@@ -171,8 +171,8 @@ class Config:
     )
     queue_size: int | None = option(
         None,
-        "Keys in moco's queue, a multiple of the batch size. 0 takes the negatives from "
-        "the batch, as MoCo v3. Default: 65536, at most half of the images.",
+        "Keys in moco's queue, a multiple of the batch size. 0 takes the negatives "
+        "from the batch, as MoCo v3. Default: 65536, at most half of the images.",
         minimum=0,
     )
     bn_groups: int | None = option(
@@ -206,9 +206,9 @@ class Config:
     )
     proj_batch_norm: str | None = option(
         None,
-        "Batch norm in the projection head: true, after every layer, as in SimCLR's own "
-        "code; hidden, not after the last, as in BYOL; false, as in the study. Default: "
-        "byol hidden, simsiam true, others false.",
+        "Batch norm in the projection head: true, after every layer, as in SimCLR's "
+        "own code; hidden, not after the last, as in BYOL; false, as in the study. "
+        "Default: byol hidden, simsiam true, others false.",
         choices=("false", "true", "hidden"),
     )
 
@@ -223,7 +223,7 @@ class Config:
     )
     pred_hidden: int = option(
         0,
-        "Width of the predictor's hidden layers; 0 is that of the head's. simsiam wants "
+        "Width of the predictor's hidden layers; 0 is that of the head's. SimSiam has "
         "a bottleneck: a quarter of --proj_dim.",
         minimum=0,
     )

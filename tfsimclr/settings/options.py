@@ -29,8 +29,8 @@ def option(
         greater_than: The value must be greater than this.
         minimum: The value must be at least this.
         maximum: The value must be at most this.
-        pretraining: Whether the setting changes the pretraining. A run folder is tied to
-            these settings.
+        pretraining: Whether the setting changes the pretraining. A run folder is tied
+            to these settings.
         since: Version that added the setting, if not the first. At its default it is
             left out of the default run folder's name, so that older runs are found.
     """
@@ -72,10 +72,10 @@ def define_flags(
 
 
 def check(config) -> None:
-    """Raises a ValueError that names the first option outside its range.
+    """Raises a UserError that names the first setting outside its range.
 
-    Whole numbers of options that are floats become floats, and truth values of options
-    that are text become that text.
+    An int given for a float setting becomes a float, and a bool given for a text
+    setting becomes "true" or "false".
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -88,12 +88,12 @@ def check(config) -> None:
         if problem:
             raise UserError(f"--{field.name} must be {problem}, got {value!r}.")
         if field_type(field) is float and value is not None:
-            # 1 and 1.0 are one setting, also as text, by which runs are told apart.
+            # 1 and 1.0 must be equal as text too: run folders compare the text.
             object.__setattr__(config, field.name, float(value))
 
 
 def to_flag_value(value) -> str:
-    """Returns an option's value as it stands behind the `=` of its flag."""
+    """Returns a setting's value as the text that follows `=` in a flag."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -104,7 +104,7 @@ def field_type(field: dataclasses.Field) -> type:
 
 
 def validation_error(field: dataclasses.Field, value) -> str | None:
-    """Returns what the value should have been, or None if it is fine."""
+    """Returns what the value must be, or None if the value is valid."""
     kind, limits = field_type(field), field.metadata
     if value is None and field.default is None:
         return None
