@@ -408,6 +408,40 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(misfit):
     assert_same(before, checkpoints.get_state(model))
 
 
+class Pair(keras.Model):
+    """Two layers of equal shape, made in either order."""
+
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            setattr(self, name, keras.layers.Dense(3))
+            getattr(self, name).build((None, 3))
+
+
+def test_two_variables_of_equal_shape_that_swap_places_are_refused():
+    arrays = checkpoints.get_state(Pair(["encoder", "head"]))
+    swapped = Pair(["head", "encoder"])
+    before = checkpoints.hash_weights(swapped)
+    with pytest.raises(
+        ValueError, match="'head: dense_1/kernel', got 'encoder: dense_1/"
+    ):
+        checkpoints.restore(swapped, arrays)
+    assert checkpoints.hash_weights(swapped) == before
+    # Whatever number Keras gives the layers of a second model.
+    checkpoints.restore(Pair(["encoder", "head"]), arrays)
+    del arrays["names_json"]  # a checkpoint of version 0.1.0
+    checkpoints.restore(Pair(["encoder", "head"]), arrays)
+
+
+@pytest.mark.parametrize("optimizer", MAKERS.values(), ids=MAKERS)
+def test_every_variable_has_one_name_whatever_the_number_of_the_model(optimizer):
+    names = [checkpoints.names_of(tiny(optimizer=optimizer())) for _ in range(2)]
+    assert names[0] == names[1]
+    assert len(set(names[0].values())) == len(names[0])
+    assert "hidden: tiny/dense_1/kernel" in names[0].values()
+    assert "out: tiny/dense_2/kernel" in names[0].values()
+
+
 def test_the_fingerprint_sees_every_weight():
     model = tiny()
     seen = {checkpoints.hash_weights(model)}

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: one file each, checksum in its name."""
+"""Checkpoints: one file each, complete or absent, with its checksum in the name."""
 
 import errno
 import io
@@ -12,78 +12,81 @@ import numpy as np
 from tfsimclr import files
 from tfsimclr.errors import UserError
 
-_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz$")
+_FILE_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz$")
+_NUMBER = re.compile(r"_\d+$")
+# The arrays of a checkpoint that are text: the meta, and the names of the variables.
+_META = "meta_json"
+_NAMES = "names_json"
 
 
 def save(
     folder: pathlib.Path, step: int, arrays: dict[str, np.ndarray], meta: dict, keep=2
 ) -> pathlib.Path:
-    """Writes `step-<step>-<checksum>.npz` and deletes all but the newest.
+    """Writes `step-<step>-<checksum>.npz` and deletes all but the newest checkpoints.
 
-    The checksum is the beginning of the file's SHA-256.
+    The checksum is the first 16 digits of the file's SHA-256.
 
     Args:
-        folder: Created if need be.
-        step: Of the run; orders the checkpoints.
+        folder: Folder of the checkpoints; created if missing.
+        step: Step of the run, which orders the checkpoints.
         arrays: What to save.
-        meta: JSON-serialisable; comes back from `latest` unchanged.
-        keep: How many checkpoints stay.
+        meta: JSON-serialisable; `load_latest` returns it unchanged.
+        keep: How many checkpoints stay, this one included.
 
     Raises:
-        OSError: If the disk is full or not writable; older checkpoints are whole then.
+        OSError: If the disk is full or not writable; older checkpoints stay then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(folder)
     buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    named: dict = {**arrays, "meta_json": text}
+    named: dict = {**arrays, _META: _to_array(meta)}
     np.savez(buffer, **named)
     content = buffer.getvalue()
     # In the name, so that file and checksum appear in one rename.
     path = folder / f"step-{step:09d}-{files.sha256(content)[:16]}.npz"
     files.write_atomically(path, content)
-    others = [other for other in _files(folder) if other != path]
-    # The same or a later step is of a line given up: damaged, or just saved again.
-    kept = [other for other in others if _step(other) < step][: keep - 1]
+    others = [other for other in _paths(folder) if other != path]
+    # A checkpoint of the same or a later step was damaged, or has just been replaced.
+    earlier = [other for other in others if _step(other) < step][: keep - 1]
     for other in others:
-        if other not in kept:
+        if other not in earlier:
             other.unlink()
     return path
 
 
 def load_latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | None:
-    """Returns arrays and meta of the newest whole checkpoint, or None if none is.
+    """Returns the arrays and meta of the newest undamaged checkpoint, or None.
 
-    A damaged one is named on stderr and passed over for the one before.
+    For a damaged checkpoint it prints a warning and tries the one before.
     """
-    paths = _files(folder)
+    paths = _paths(folder)
     for path in paths:
         try:
             content = path.read_bytes()
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            content = b""  # lies on a bad place of the disk
-        if files.sha256(content)[:16] != _NAME.match(path.name)[2]:
-            rest = "none is left" if path == paths[-1] else "trying the one before"
+            content = b""  # a damaged sector of the disk
+        if files.sha256(content)[:16] != _FILE_NAME.match(path.name)[2]:
+            action = "none is left" if path == paths[-1] else "trying the one before"
             print(
-                f"Checkpoint {path} is damaged (its checksum differs) and passed over; "
-                f"{rest}.",
+                f"Checkpoint {path} is damaged (its checksum differs) and is skipped; "
+                f"{action}.",
                 file=sys.stderr,
             )
             continue
         with np.load(io.BytesIO(content)) as archive:
             arrays = dict(archive)
-        meta = json.loads(arrays.pop("meta_json").tobytes())
-        return arrays, meta
+        return arrays, _from_array(arrays.pop(_META))
     return None
 
 
 def variables_of(model) -> dict:
     """Returns every variable of a compiled model, its optimizer and its metrics.
 
-    Keys carry the position and no name: Keras numbers the layers of a process, so a
-    second model of the same settings has variables of other names.
+    Returns:
+        Key -> variable. A key is "model/<position>", "optimizer/<position>" or
+        "metrics/<position>".
     """
     groups = {"model": model.variables, "metrics": model.metrics_variables}
     if _optimizer(model) is not None:
@@ -95,43 +98,115 @@ def variables_of(model) -> dict:
     }
 
 
+def names_of(model) -> dict[str, str]:
+    """Returns a name for every variable of a model and its optimizer.
+
+    The name is the model's attribute that holds the variable, then the variable's path.
+    Keras numbers the layers of a process, so that the paths differ from model to model;
+    here layers of one name and one parent are numbered from 1.
+
+    Returns:
+        Key of `variables_of` -> name, e.g. "encoder: stage1_block1_1_conv/kernel".
+    """
+    attribute: dict[int, str] = {}
+    for name, part in vars(model).items():
+        if not name.startswith("_"):
+            for variable in getattr(part, "variables", ()):
+                attribute.setdefault(id(variable), name)
+    variables = variables_of(model)
+    of_model = {k: v for k, v in variables.items() if k.startswith("model/")}
+    stable = _renumbered([variable.path for variable in of_model.values()])
+    names, name_of_path = {}, {}
+    for key, variable in of_model.items():
+        path, part = stable[variable.path], attribute.get(id(variable))
+        # A variable of the model itself has the name of the model's class before it.
+        names[key] = f"{part}: {path}" if part else path.split("/", 1)[-1]
+        # Online networks come before their averages, which have the same paths.
+        name_of_path.setdefault(variable.path.replace("/", "_"), names[key])
+    longest_first = sorted(name_of_path, key=len, reverse=True)
+    for key, variable in variables.items():
+        if key.startswith("optimizer/"):
+            owner, slot = variable.path.split("/", 1)
+            path = next((p for p in longest_first if slot.startswith(p + "_")), None)
+            if path is not None:  # momentum and the like, named after a variable
+                slot = f"{slot.removeprefix(path + '_')} of {name_of_path[path]}"
+            names[key] = f"{_NUMBER.sub('', owner)}: {slot}"
+    return names
+
+
+def _renumbered(paths: list[str]) -> dict[str, str]:
+    """Returns the paths with the layers of one name and parent numbered from 1.
+
+    "tiny_2/dense_8/kernel" and "tiny_2/dense_9/kernel" become "tiny/dense_1/kernel" and
+    "tiny/dense_2/kernel". A layer that is the only one of its name gets no number.
+    """
+    numbers: dict[tuple[str, str], set[int]] = {}
+    parts_of = {}
+    for path in paths:
+        *layers, variable = path.split("/")
+        parts, parent = [], ""
+        for layer in layers:
+            name = _NUMBER.sub("", layer)
+            number = int(layer[len(name) + 1 :] or 0)
+            numbers.setdefault((parent, name), set()).add(number)
+            parts.append((parent, name, number))
+            parent += layer + "/"
+        parts_of[path] = parts, variable
+    result = {}
+    for path, (parts, variable) in parts_of.items():
+        renamed = []
+        for parent, name, number in parts:
+            of_name = sorted(numbers[parent, name])
+            rank = f"_{of_name.index(number) + 1}" if len(of_name) > 1 else ""
+            renamed.append(name + rank)
+        result[path] = "/".join([*renamed, variable])
+    return result
+
+
 def get_state(model) -> dict[str, np.ndarray]:
-    """Returns the values of `variables_of(model)`."""
-    variables = variables_of(model).items()
-    return {key: variable.numpy() for key, variable in variables}
+    """Returns the values of `variables_of(model)`, and the names of the variables."""
+    values = {key: v.numpy() for key, v in variables_of(model).items()}
+    return {_NAMES: _to_array(names_of(model)), **values}
 
 
 def restore(model, arrays: dict[str, np.ndarray]) -> None:
-    """Sets the variables of a model from `state_of` an equal one.
+    """Sets the variables of a model to the values that `get_state` returned.
 
-    Without an optimizer (a model for evaluation) only the model's own are set.
+    Without an optimizer (a model for evaluation) only the model's variables are set.
+
+    Args:
+        model: A model of the same settings.
+        arrays: From `get_state`. Checkpoints of version 0.1.0 hold no names; only the
+            shapes of their variables are compared.
 
     Raises:
-        UserError: If a variable is missing or has another shape.
+        UserError: If a variable is missing or has another shape or name; the model is
+            unchanged then.
     """
     groups = ("model/",) if _optimizer(model) is None else ("model/", "optimizer/")
-    own = {k: v for k, v in variables_of(model).items() if k.startswith(groups)}
+    variables = {k: v for k, v in variables_of(model).items() if k.startswith(groups)}
     saved = [key for key in arrays if key.startswith(groups)]
-    if len(saved) != len(own):
-        raise UserError(
-            f"The checkpoint does not fit the model: it holds {len(saved)} variables, "
-            f"the model has {len(own)}. It comes from other settings or another "
-            "version; use another --workdir."
+    if len(saved) != len(variables):
+        raise _misfit(
+            f"it holds {len(saved)} variables, the model has {len(variables)}"
         )
-    for key, variable in own.items():
+    for key, variable in variables.items():
         if key not in arrays or arrays[key].shape != tuple(variable.shape):
-            found = arrays[key].shape if key in arrays else "nothing"
-            raise UserError(
-                f"The checkpoint does not fit the model: {key} should be "
-                f"{tuple(variable.shape)}, found {found}. It comes from other settings "
-                "or another version; use another --workdir."
-            )
-    for key, variable in own.items():
+            shape = arrays[key].shape if key in arrays else "nothing"
+            raise _misfit(f"{key} should be {tuple(variable.shape)}, got {shape}")
+    if _NAMES in arrays:
+        saved_names, names = _from_array(arrays[_NAMES]), names_of(model)
+        for key in variables:
+            if saved_names.get(key) != names[key]:
+                raise _misfit(
+                    f"{key} should be {names[key]!r}, got {saved_names.get(key)!r}"
+                )
+    for key, variable in variables.items():
         variable.assign(arrays[key])
 
 
 def restore_metrics(model, arrays: dict[str, np.ndarray]) -> None:
-    """Sets the accumulators of the metrics, which `fit` resets at each epoch."""
+    """Sets the sums of the metrics, which `fit` resets at the start of each epoch."""
     for key, variable in variables_of(model).items():
         if key.startswith("metrics/"):
             variable.assign(arrays[key])
@@ -142,15 +217,30 @@ def hash_weights(model) -> str:
     return files.sha256(*(variable.numpy() for variable in model.variables))
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _misfit(difference: str) -> UserError:
+    return UserError(
+        f"The checkpoint does not fit the model: {difference}. It was written with "
+        "other settings or by another version of tfsimclr; use another --workdir."
+    )
+
+
+def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a folder, newest first."""
-    paths = [path for path in folder.glob("step-*.npz") if _NAME.match(path.name)]
-    return sorted(paths, reverse=True)
+    paths = folder.glob("step-*.npz")
+    return sorted((p for p in paths if _FILE_NAME.match(p.name)), reverse=True)
 
 
 def _step(path: pathlib.Path) -> int:
-    return int(_NAME.match(path.name)[1])
+    return int(_FILE_NAME.match(path.name)[1])
 
 
 def _optimizer(model):
     return getattr(model, "optimizer", None)  # absent before `compile`
+
+
+def _to_array(content: dict) -> np.ndarray:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
+def _from_array(array: np.ndarray) -> dict:
+    return json.loads(array.tobytes())
