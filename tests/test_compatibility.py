@@ -87,11 +87,9 @@ LOAD = """
 """
 
 
-@pytest.mark.parametrize(
-    "imports", ["import keras, tfsimclr", "import tfsimclr, keras"]
-)
-def test_saved_models_load_after_the_two_imports(tmp_path, imports):
-    program = LOAD.format(imports=imports, methods=METHODS, folder=LEGACY)
+@pytest.mark.parametrize("modules", ["keras, tfsimclr", "tfsimclr, keras"])
+def test_saved_models_load_after_the_two_imports(tmp_path, modules):
+    program = LOAD.format(modules=modules, methods=METHODS, folder=LEGACY)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
