@@ -5,10 +5,13 @@ import inspect
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tfsimclr import losses
 from tfsimclr.data import sampling
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import knn, linear, metrics
+from tfsimclr.optimizers import lars
 
 ADAM_RATES = linear.LEARNING_RATES["adam"]
 
@@ -74,8 +77,7 @@ def test_the_selected_rate_trains_every_optimizer(optimizer):
 def test_every_image_is_used_equally_often(monkeypatch, num, batch, epochs):
     # The features are the identity matrix, so image i moves only row i of the kernel.
     # Without momentum and with a tiny rate every use of the image moves it as far.
-    plain = keras.optimizers.SGD
-    monkeypatch.setattr(keras.optimizers, "SGD", lambda rate, momentum: plain(rate))
+    monkeypatch.setattr(linear, "MOMENTUM", 0.0)
     rate = 1e-3
     arguments = (np.eye(num, dtype="float32"), np.zeros(num, int), 2)
     options = {"batch_size": batch, "optimizer": "sgd", "seed": 3}
@@ -230,6 +232,39 @@ def test_a_rate_whose_classifier_diverges_is_not_selected(monkeypatch):
     features, labels = np.zeros((40, 3), "float32"), np.arange(40) % 4
     rate = linear.select_learning_rate(features, labels, 4, 0)
     assert rate == ADAM_RATES[0]
+
+
+KERAS_OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+    "lars": lars.LARS,
+}
+
+
+@pytest.mark.parametrize("optimizer", KERAS_OPTIMIZERS)
+def test_it_is_what_keras_trains(optimizer):
+    """The same batches through a Dense layer, a gradient tape and Keras's optimizer."""
+    features, labels = clusters(40)
+    rates = linear.LEARNING_RATES[optimizer][:3]
+    layers = linear.linear_classifiers(
+        features, labels, 4, rates, epochs=4, batch_size=10, optimizer=optimizer, seed=7
+    )
+    for rate, layer in zip(rates, layers, strict=True):
+        initializer = keras.initializers.GlorotUniform(seed=7)
+        expected = keras.layers.Dense(4, kernel_initializer=initializer)
+        expected.build((None, 20))
+        updates = KERAS_OPTIMIZERS[optimizer](rate)
+        for epoch in range(4):
+            order = np.random.default_rng((7, epoch)).permutation(40)
+            for rows in order.reshape(4, 10):
+                with tf.GradientTape() as tape:
+                    loss = losses.cross_entropy(expected(features[rows]), labels[rows])
+                variables = expected.trainable_variables
+                updates.apply(tape.gradient(loss, variables), variables)
+        for ours, theirs in zip(
+            layer.get_weights(), expected.get_weights(), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "lars"])

@@ -179,7 +179,7 @@ def test_without_labels_there_is_a_result_without_scores(finished):
         evaluate.evaluate(
             dataclasses.replace(config, mode="evaluate"), unlabelled, folder
         )
-    export.export(config, folder)
+    export.export(config, unlabelled, folder)
     loaded = tf.saved_model.load(str(folder / "saved_model"))
     outputs = loaded.signatures["serving_default"].structured_outputs
     assert set(outputs) == {"h", "head_1", "z"}

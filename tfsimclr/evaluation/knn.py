@@ -1,4 +1,4 @@
-"""k-NN: how good frozen features are for a vote of the nearest neighbours."""
+"""k-NN evaluation: a weighted vote of the nearest neighbours."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +8,7 @@ from tfsimclr.evaluation import metrics
 
 
 def default_k(num_train: int, num_classes: int) -> int:
-    """Returns k: 200, or on small sets as many as an average class has images."""
+    """Returns k: 200, or the average number of images per class if that is smaller."""
     return max(1, min(200, num_train // num_classes))
 
 
@@ -23,17 +23,17 @@ def knn_votes(
 ) -> np.ndarray:
     """Returns the votes `[n, classes]` of the k most similar training images.
 
-    Similarity is the cosine, so the rows are normalised here; a vote weighs
-    exp(similarity / temperature).
+    Similarity is the cosine similarity (rows are normalised here). The weight of a vote
+    is exp(similarity / temperature), divided by that of the nearest neighbour.
 
     Args:
         train: `[m, d]` features.
         train_labels: `[m]` integers in 0 .. num_classes - 1.
         test: `[n, d]` features.
-        num_classes: Classes that may be voted for.
-        k: Neighbours, at most m.
-        temperature: Of the weights.
-        block: Test images at a time; memory is block * m floats.
+        num_classes: Number of classes.
+        k: Number of neighbours; a k above m means m.
+        temperature: Temperature of the weights; smaller favours near neighbours.
+        block: Test images at a time; the memory needed is block * m floats.
 
     Raises:
         UserError: If features and labels do not fit, or a setting is out of range.
@@ -43,7 +43,7 @@ def knn_votes(
     train_labels = metrics.checked_labels(train, train_labels, num_classes)
     if np.shape(test)[1:] != np.shape(train)[1:] or not len(test):
         raise UserError(
-            "test must be [n, d] as train is, and not empty, got "
+            "test must be [n, d] with the d of train, and not empty, got "
             f"{list(np.shape(test))} and {list(np.shape(train))}."
         )
     if k < 1 or block < 1 or not temperature > 0:
@@ -55,14 +55,13 @@ def knn_votes(
     bank = tf.math.l2_normalize(tf.constant(train, tf.float32), axis=1)
     classes = tf.constant(train_labels, tf.int32)
 
-    @tf.function(reduce_retracing=True)
     def votes(queries):
-        queries = tf.math.l2_normalize(queries, axis=1)
+        queries = tf.math.l2_normalize(tf.constant(queries, tf.float32), axis=1)
         near, rows = tf.math.top_k(tf.matmul(queries, bank, transpose_b=True), k)
-        # Relative to the nearest: the largest weight is 1, none overflows.
+        # Divided by the largest weight, so that none overflows.
         weights = tf.exp((near - near[:, :1]) / temperature)  # [b, k]
-        chosen = tf.one_hot(tf.gather(classes, rows), num_classes)  # [b, k, c]
-        return tf.einsum("bk,bkc->bc", weights, chosen)
+        neighbours = tf.one_hot(tf.gather(classes, rows), num_classes)  # [b, k, c]
+        return tf.einsum("bk,bkc->bc", weights, neighbours).numpy()
 
     blocks = [test[i : i + block] for i in range(0, len(test), block)]
-    return np.concatenate([votes(tf.constant(b, tf.float32)).numpy() for b in blocks])
+    return np.concatenate([votes(queries) for queries in blocks])

@@ -1,5 +1,6 @@
 """Evaluation of a run: a linear classifier and k-NN on every frozen feature."""
 
+import concurrent.futures
 import csv
 import io
 import pathlib
@@ -21,6 +22,7 @@ from tfsimclr.views import random_view
 
 PARTS = ("train", "test")
 PIXEL_SIZE = 32
+FEATURES_AT_ONCE = 2  # each holds a copy of its features and k-NN similarities
 
 
 def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -> dict:
@@ -90,17 +92,25 @@ def evaluate_features(
         )
     majority = metrics.majority_share(test.labels)
     print(f"The most frequent class has {majority:.2%} of the test images.", flush=True)
-    scores = {}
-    for name, (of_train, of_test) in features.items():
-        scores[name], classifier = evaluate_feature(
+
+    def evaluate_pair(pair):
+        of_train, of_test = pair
+        return evaluate_feature(
             config, dataset.num_classes, of_train, train, of_test, test
         )
-        if name == config.feature:
-            loading.save_classifier(workdir, model, name, classifier)
-            logits = linear.predict(classifier, of_test)
-            matrix = metrics.confusion_matrix(logits, test.labels)
-            write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
-        print(score_line(name, scores[name]), flush=True)
+
+    scores = {}
+    # The operations of a classifier's step are too small to use several cores.
+    with concurrent.futures.ThreadPoolExecutor(FEATURES_AT_ONCE) as pool:
+        evaluated = pool.map(evaluate_pair, features.values())
+        for name, (scores[name], classifier) in zip(features, evaluated, strict=True):
+            print(score_line(name, scores[name]), flush=True)
+            if name == config.feature:
+                reported = classifier
+    loading.save_classifier(workdir, model, config.feature, reported)
+    logits = linear.predict(reported, features[config.feature][1])
+    matrix = metrics.confusion_matrix(logits, test.labels)
+    write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
     board = workdir / "tensorboard"
     with files.disk_errors(board):
         projector.write(board, features["h"][1], test, dataset.class_names)
