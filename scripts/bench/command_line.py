@@ -28,6 +28,7 @@ BENCHMARKS = (
     "growth",
     "plan",
     "profile",
+    "peer",
 )
 SIZES = ("full", "tiny")
 
@@ -80,8 +81,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--torch_python",
         default="",
-        help="Python interpreter that has torch and torchvision, for comparisons with "
-        "them (default: the one that runs this command).",
+        help="Python interpreter that has torch, torchvision and, for peer, lightly "
+        "(default: the one that runs this command).",
+    )
+    parser.add_argument(
+        "--data_dir",
+        default="",
+        help="Folder of at least 10,000 JPEGs of 32 px for peer, for example CIFAR-10 "
+        "(default: peer skips that size).",
     )
     parser.add_argument(
         "--size",
@@ -107,4 +114,5 @@ def command_of(name: str, options) -> str:
     parts += [f"--pairs={options.pairs}"] if options.pairs != 5 else []
     parts += [f"--size={options.size}"] if options.size != "full" else []
     parts += ["--torch_python=..."] if options.torch_python else []
+    parts += ["--data_dir=..."] if options.data_dir else []
     return " ".join(parts)

@@ -1,7 +1,7 @@
 """The PyTorch side of `step`: the same network, loss and update as ours.
 
-<python with torch> -m bench.torch_worker <settings as JSON>     with scripts/ on
-PYTHONPATH
+<python with torch> -m bench.torch_worker <settings as JSON>
+with scripts/ on PYTHONPATH
 
 A translation of tfsimclr's resnet.py, heads.py and NT-Xent that needs only torch.
 """

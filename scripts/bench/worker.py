@@ -19,6 +19,8 @@ TASKS = {
     "probe": "evaluate",
     "growth": "growth",
     "plan": "plan",
+    "peer_train": "peer",
+    "peer_feed": "peer",
 }
 
 
