@@ -55,17 +55,13 @@ def table(fields: list[dataclasses.Field]) -> str:
     for field in fields:
         default = "decided by the run"
         if field.default is not None:
-            default = (
-                f"`{options.to_flag_value(field.default)}`"
-                if (field.default != "")
-                else "empty"
-            )
+            default = f"`{options.to_flag_value(field.default)}`"
+        if field.default == "":
+            default = "empty"
         choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
         help = field.metadata["help"]
         cells = (f"`--{field.name}`", default, choices, help)
-        rows.append(
-            "| " + " | ".join(escaped(cell) for cell in cells) + " |"
-        )
+        rows.append("| " + " | ".join(escaped(cell) for cell in cells) + " |")
     return "\n".join(rows)
 
 
