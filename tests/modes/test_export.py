@@ -1,5 +1,6 @@
 """The SavedModel: alone, with its own preprocessing."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfsimclr.modes import evaluate, export
+from tfsimclr.modes import distill, evaluate, export
 from tfsimclr.runs import loading
 
 
@@ -57,6 +58,9 @@ def test_loads_where_there_is_only_tensorflow(exported, tmp_path):
         np.testing.assert_allclose(again["h"], wanted["h"], atol=1e-5)
         other = serve(images=tf.zeros([2, 40, 23, 3]))
         assert other["h"].shape == (2, outputs["h"].shape[1])
+        assert len(loaded.variables) > 20
+        names = [name.decode() for name in loaded.class_names().numpy()]
+        assert names == {list(dataset.class_names)!r}, names
         print("all fine")
     """
     done = subprocess.run(
@@ -102,3 +106,72 @@ def test_exporting_again_replaces_the_old_one(exported):
     assert (folder / "saved_model" / "saved_model.pb").exists()
     leftovers = [p for p in folder.iterdir() if p.name.startswith(".saved_model-")]
     assert leftovers == []
+
+
+def assert_lite_agrees(path, images):
+    """The SavedModel, converted to TensorFlow Lite, gives the same outputs."""
+    loaded = tf.saved_model.load(str(path))
+    expected = loaded.signatures["serving_default"](images=tf.constant(images))
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(path), signature_keys=["serving_default"]
+    )
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    outputs = interpreter.get_signature_runner("serving_default")(images=images)
+    assert outputs.keys() == expected.keys() >= {"h", "logits"}
+    for name, value in expected.items():
+        assert np.abs(value).max() > 0
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-5)
+
+
+def class_names_in(path):
+    text = (path / "assets.extra" / "class_names.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+@pytest.mark.slow
+def test_a_run_converts_to_tensorflow_lite(exported):
+    _, dataset, folder = exported
+    assert_lite_agrees(
+        folder / "saved_model", dataset.test.images[:3].astype("float32")
+    )
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_network_converts_to_tensorflow_lite(finetuned_once, tmp_path):
+    _, dataset, _, folder = finetuned_once
+    shutil.copytree(folder, tmp_path / "network")
+    path = export.export_classifier(tmp_path / "network")
+    assert_lite_agrees(path, dataset.test.images[:3].astype("float32"))
+
+
+@pytest.mark.slow
+def test_a_distilled_network_converts_to_tensorflow_lite(finetuned_once, tmp_path):
+    config, dataset, run_, _ = finetuned_once
+    config = dataclasses.replace(
+        config,
+        mode="distill",
+        workdir=str(tmp_path / "student"),
+        teacher_dir=str(run_),
+        label_fraction=0.5,
+    )
+    (tmp_path / "student").mkdir()
+    folder = distill.distill(config, dataset, tmp_path / "student")
+    path = export.export_classifier(folder)
+    assert class_names_in(path) == tuple(dataset.class_names)
+    assert_lite_agrees(path, dataset.test.images[:3].astype("float32"))
+
+
+def test_a_fine_tuned_network_knows_its_variables_and_classes(finetuned_once, tmp_path):
+    _, dataset, _, folder = finetuned_once
+    shutil.copytree(folder, tmp_path / "network")
+    path = export.export_classifier(tmp_path / "network")
+    loaded = tf.saved_model.load(str(path))
+    assert len(loaded.variables) > 20
+    names = tuple(name.decode() for name in loaded.class_names().numpy())
+    assert names == class_names_in(path) == tuple(dataset.class_names)
+
+
+def test_a_run_is_exported_without_its_images(exported):
+    config, dataset, folder = exported
+    export.export(config, None, folder)
+    assert class_names_in(folder / "saved_model") == tuple(dataset.class_names)

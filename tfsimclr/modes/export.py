@@ -1,4 +1,4 @@
-"""Export of a run as a SavedModel that needs nothing but TensorFlow."""
+"""Export of a trained network as a SavedModel that needs nothing but TensorFlow."""
 
 import pathlib
 
@@ -10,61 +10,86 @@ from tfsimclr.runs import classifiers, loading
 from tfsimclr.settings.config import Config
 from tfsimclr.views import random_view
 
+# TensorFlow Serving's folder for a user's own files inside a SavedModel.
+CLASS_NAMES = "assets.extra/class_names.txt"
+
 
 class Exported(tf.Module):
-    """The network with its own preprocessing and named outputs.
+    """A network with its own preprocessing and named outputs.
+
+    Loaded again, the module has `variables` and, if there are logits of known classes,
+    `class_names()`, which returns the names as a string tensor `[classes]`.
 
     Args:
         model: The trained model, float32.
-        image_size: Side to which images are resized.
-        names: Of the model's outputs.
-        classifier: `(feature name, kernel, bias)` for `logits`, or None.
+        image_size: Side to which images are resized, in pixels.
+        names: Names of the model's outputs.
+        classifier: `(feature name, kernel [d, classes], bias [classes])`, which makes
+            the output `logits`, or None.
+        class_names: Names of the classes in the order of the logits; may be empty.
     """
 
-    def __init__(self, model, image_size: int, names, classifier=None):
+    # In place of tf.Module's property: an attribute is saved, a property is not.
+    variables: list | None = None
+
+    def __init__(self, model, image_size, names, classifier=None, class_names=()):
         super().__init__()
         self.model = model
         self.image_size = image_size
         self.names = names
-        self.classifier = classifier
+        self.feature = classifier and classifier[0]
+        self.class_list = list(class_names)
         if classifier is not None:
-            _, kernel, bias = classifier
-            self.kernel, self.bias = tf.Variable(kernel), tf.Variable(bias)
+            self.kernel, self.bias = map(tf.Variable, classifier[1:])
+        if self.class_list:
+            self.class_names = tf.function(
+                lambda: tf.constant(self.class_list), input_signature=[]
+            )
+        # TensorFlow does not see the variables inside Keras's. TensorFlow Lite freezes
+        # only those that it sees, and gives wrong outputs without them.
+        own = [] if classifier is None else [self.kernel, self.bias]
+        self.variables = [*(variable.value for variable in model.variables), *own]
 
     def outputs(self, images):
+        """Returns name -> output of images `[n, H, W, 3]` in 0-255."""
         # A loaded SavedModel does not check: four-channel images would be reshaped.
         images = tf.ensure_shape(images, [None, None, None, 3])
         layers = self.model(
             random_view.plain_view(images, self.image_size), training=False
         )
         named = dict(zip(self.names, layers, strict=True))
-        if self.classifier is not None:
-            feature = named[self.classifier[0]]
-            named["logits"] = tf.matmul(feature, self.kernel) + self.bias
+        if self.feature is not None:
+            named["logits"] = tf.matmul(named[self.feature], self.kernel) + self.bias
         return {name: tf.identity(value, name) for name, value in named.items()}
 
 
 def export(config: Config, dataset, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `saved_model/` of a run, whole or not at all, and returns its path.
+    """Writes `saved_model/` of a run and returns its path.
 
     Signature `serving_default`: `images` `[n, H, W, 3]` float32 in 0-255 (NumPy uint8
-    arrays are converted) -> `h` `[n, d]`, `head_1`, ..., `z` and, where labels existed,
-    `logits` `[n, classes]`. Signature `serving_uint8` takes uint8 tensors.
+    arrays are converted) -> `h` `[n, d]`, `head_1`, ..., `z` and, if the run was
+    evaluated with labels, `logits` `[n, classes]`. Signature `serving_uint8` takes
+    uint8 tensors. With logits the class names are in `class_names()` of the loaded
+    module, and in `assets.extra/class_names.txt`, one a line.
 
     Args:
-        config: Resolved.
-        dataset: Not needed.
+        config: Resolved settings.
+        dataset: The data, or None if it is gone; only its class names are used, for a
+            run that an older version evaluated.
         workdir: The run folder.
 
     Raises:
-        ValueError: If the folder has no checkpoint, or its classifier is damaged.
-        OSError: If it cannot be written; an older export is whole then.
+        UserError: If the folder has no checkpoint, or its classifier is damaged.
+        OSError: If it cannot be written; an older export is unchanged then.
     """
     model, _ = loading.model(config, workdir)
     names = feature_names(config.proj_layers)
     classifier = loading.classifier(workdir, model)
+    class_names = loading.class_names(workdir) if classifier else ()
+    if classifier and not class_names and dataset is not None:
+        class_names = dataset.class_names
     path = workdir / "saved_model"
-    write(path, Exported(model, config.image_size, names, classifier))
+    write(path, Exported(model, config.image_size, names, classifier, class_names))
     print(f"Exported {path}: {', '.join(names)}{', logits' if classifier else ''}.")
     return path
 
@@ -72,31 +97,32 @@ def export(config: Config, dataset, workdir: pathlib.Path) -> pathlib.Path:
 def export_classifier(folder: pathlib.Path) -> pathlib.Path:
     """Writes `saved_model/` of a fine-tuned or distilled network; returns its path.
 
-    As `export`, with the outputs `h`, the layers of the head that it has, and `logits`.
-    One that is there is left as it is.
+    Signatures and class names are those of `export`; the outputs are `h`, the layers of
+    the head, and `logits`. An existing SavedModel is left as it is.
 
     Args:
-        folder: That of the fine-tuning, or the run folder of the student.
+        folder: Folder of the fine-tuning, or the run folder of the student.
 
     Raises:
-        ValueError: If the folder has no checkpoint.
-        OSError: If it cannot be written; an older export is whole then.
+        UserError: If the folder has no checkpoint.
+        OSError: If it cannot be written; an older export is unchanged then.
     """
     path = folder / "saved_model"
     if path.exists():
         return path
     model, meta = classifiers.load(folder)
     names = (*classifiers.layers(meta), "logits")
-    write(path, Exported(model, model.views.image_size, names))
+    size, class_names = model.views.image_size, meta["class_names"]
+    write(path, Exported(model, size, names, class_names=class_names))
     print(f"Exported {path}: {', '.join(names)}.")
     return path
 
 
 def write(path: pathlib.Path, module: Exported) -> None:
-    """Writes a SavedModel, whole or not at all.
+    """Writes a SavedModel so that it is complete or absent.
 
     Raises:
-        OSError: If it cannot be written; an older one is whole then.
+        OSError: If it cannot be written; an older one is unchanged then.
     """
     signatures = {}
     for name, dtype in (("serving_default", tf.float32), ("serving_uint8", tf.uint8)):
@@ -104,3 +130,7 @@ def write(path: pathlib.Path, module: Exported) -> None:
         signatures[name] = tf.function(module.outputs, input_signature=[spec])
     with files.atomic_folder(path) as folder:
         tf.saved_model.save(module, str(folder), signatures=signatures)
+        if module.class_list:
+            names = folder / CLASS_NAMES
+            names.parent.mkdir(exist_ok=True)
+            names.write_text("\n".join(module.class_list) + "\n", encoding="utf-8")

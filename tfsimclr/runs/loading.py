@@ -1,4 +1,4 @@
-"""What a run has learned, read back from its folder."""
+"""The trained model of a run and its linear classifier, read from the run folder."""
 
 import dataclasses
 import io
@@ -15,19 +15,19 @@ from tfsimclr.training import checkpoints
 def model(config: Config, workdir: pathlib.Path):
     """Returns the model of the newest checkpoint, in float32, and its meta.
 
-    Float32 whatever the training used: the numbers reported are those of the exported
-    model, and no test image depends on the machine's fast types.
+    Float32 whatever the precision of the training: the scores are then those of the
+    exported model, and do not depend on the machine's fast types.
 
     Raises:
-        UserError: If the folder has no checkpoint.
+        UserError: If the folder has no undamaged checkpoint.
     """
-    found = checkpoints.load_latest(workdir / "checkpoints")
-    if found is None:
+    checkpoint = checkpoints.load_latest(workdir / "checkpoints")
+    if checkpoint is None:
         raise UserError(
             f"{workdir} has no checkpoint to evaluate or export. "
             "Run with --mode=pretrain or --mode=all first."
         )
-    arrays, meta = found
+    arrays, meta = checkpoint
     network = untrained(config)
     checkpoints.restore(network, arrays)
     return network, meta
@@ -38,8 +38,18 @@ def untrained(config: Config):
     return build.method(dataclasses.replace(config, precision="float32"))
 
 
-def save_classifier(workdir: pathlib.Path, network, feature: str, layer) -> None:
-    """Keeps the linear classifier of a feature for the export."""
+def save_classifier(
+    workdir: pathlib.Path, network, feature: str, layer, class_names=()
+) -> None:
+    """Writes the linear classifier of a feature, which the export reads.
+
+    Args:
+        workdir: The run folder.
+        network: The model whose features the classifier was trained on.
+        feature: Name of the feature.
+        layer: The trained Dense layer.
+        class_names: Names of the classes in the order of the logits.
+    """
     kernel, bias = layer.get_weights()
     content = io.BytesIO()
     np.savez(
@@ -48,27 +58,44 @@ def save_classifier(workdir: pathlib.Path, network, feature: str, layer) -> None
         feature=feature,
         kernel=kernel,
         bias=bias,
+        class_names=np.array(class_names, dtype=np.str_),
     )
-    path = workdir / "features" / "classifier.npz"
-    files.write_atomically(path, content.getvalue())
+    files.write_atomically(_classifier_path(workdir), content.getvalue())
 
 
 def classifier(workdir: pathlib.Path, network):
-    """Returns the `(feature, kernel, bias)` kept for this very model, or None.
+    """Returns `(feature, kernel, bias)` of this very model's classifier, or None.
 
     Raises:
-        UserError: If it is damaged.
+        UserError: If the file is damaged.
     """
-    path = workdir / "features" / "classifier.npz"
-    if not path.exists():
+    arrays = _load_classifier(workdir)
+    # The features of a later checkpoint are not those that the classifier learned.
+    if not arrays or str(arrays["model"]) != checkpoints.hash_weights(network):
         return None
+    return str(arrays["feature"]), arrays["kernel"], arrays["bias"]
+
+
+def class_names(workdir: pathlib.Path) -> tuple[str, ...]:
+    """Returns the names of the classifier's classes; none if version 0.1.0 saved it."""
+    return tuple(str(name) for name in _load_classifier(workdir).get("class_names", ()))
+
+
+def _load_classifier(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    path = _classifier_path(workdir)
+    if not path.exists():
+        return {}
     try:
         with np.load(path) as archive:
-            # The features of a later checkpoint are not those the classifier learned.
-            if str(archive["model"]) != checkpoints.hash_weights(network):
-                return None
-            return str(archive["feature"]), archive["kernel"], archive["bias"]
-    except Exception as error:  # a dozen kinds; the format has checksums of its own
+            arrays = dict(archive)
+        if arrays.keys() >= {"model", "feature", "kernel", "bias"}:
+            return arrays
+        raise KeyError("an array is missing")
+    except Exception as error:  # many types; the format has checksums of its own
         raise UserError(
-            f"{path} is damaged. Make it again: --mode=evaluate, or --mode=all."
+            f"{path} is damaged. Write it again by --mode=evaluate or --mode=all."
         ) from error
+
+
+def _classifier_path(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "features" / "classifier.npz"
