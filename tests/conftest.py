@@ -5,23 +5,17 @@ import os
 import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would only wait
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-import keras  # noqa: E402  (after the environment)
-import pytest  # noqa: E402
+import keras
+import pytest
 
-from tfsimclr import (
-    build,  # noqa: E402
-    resolve,  # noqa: E402
-)
-from tfsimclr.data import textures  # noqa: E402
-from tfsimclr.modes import (
-    finetune,  # noqa: E402
-    pretrain,  # noqa: E402
-)
-from tfsimclr.runs import folder as run_folder  # noqa: E402
-from tfsimclr.settings.config import Config  # noqa: E402
+from tfsimclr import build, resolve
+from tfsimclr.data import textures
+from tfsimclr.modes import finetune, pretrain
+from tfsimclr.runs import folder as run_folder
+from tfsimclr.settings.config import Config
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +100,11 @@ def maker_of_runs(tmp_path):
         return resolve.resolve(config, dataset), dataset, tmp_path / "run"
 
     return make
+
+
+def with_optimizer_defaults(config: Config) -> Config:
+    """Returns the config with the optimizer's defaults in place of None."""
+    defaults = resolve.optimizer_defaults(
+        config.optimizer, config.learning_rate_scaling, config.epochs
+    )
+    return config.replace_none(**defaults)

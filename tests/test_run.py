@@ -10,9 +10,10 @@ import sys
 
 import pytest
 from absl import flags
+from conftest import with_optimizer_defaults
 
 from tfsimclr import run
-from tfsimclr.settings import config
+from tfsimclr.settings import config, flagfiles
 from tfsimclr.settings import config as configs
 from tfsimclr.settings.config import Config
 
@@ -51,7 +52,7 @@ def parse(arguments):
     values = flags.FlagValues()
     configs.define_flags(values)
     values.set_gnu_getopt(True)
-    rest = values(run.expanded(["program", *arguments]))
+    rest = values(flagfiles.expand(["program", *arguments]))
     assert rest == ["program"]
     return configs.from_flags(values)
 
@@ -126,7 +127,7 @@ def test_what_fails_behind_tensorflow_is_one_line_too(tmp_path):
 
 
 def raising(error):
-    def fail(config):
+    def fail(*_):
         raise error
 
     return fail
@@ -135,7 +136,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (lambda config: Config(epochs=0), "--epochs must be above 0"),
+        (lambda *_: Config(epochs=0), "--epochs must be above 0"),
         (raising(OSError(28, "No space left on device")), "No space left on device"),
         (raising(KeyboardInterrupt()), "The same command goes on"),
     ],
@@ -241,7 +242,7 @@ def test_a_recipe_carries_its_evidence_and_its_command_parses(recipe, monkeypatc
     name = recipe.relative_to(ROOT).as_posix()
     assert f"--flagfile={name}" in shlex.split(command)
     config = parse(shlex.split(command))
-    assert config.with_optimizer_defaults().learning_rate > 0
+    assert with_optimizer_defaults(config).learning_rate > 0
 
 
 BASE = {

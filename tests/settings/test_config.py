@@ -7,6 +7,7 @@ import typing
 
 import pytest
 from absl import flags
+from conftest import with_optimizer_defaults
 
 from tfsimclr.optimizers import schedules
 from tfsimclr.settings import config as configs
@@ -89,11 +90,11 @@ def wrong_values(name):
         yield from ((value, ["finite"]) for value in (math.nan, math.inf, -math.inf))
     if limits["greater_than"] is not None:
         for value in (limits["greater_than"], limits["greater_than"] - 1):
-            yield kind(value), [f"above {limits['above']}"]
+            yield kind(value), [f"above {limits['greater_than']}"]
     if limits["minimum"] is not None:
-        yield kind(limits["minimum"] - 1), [f"at least {limits['least']}"]
+        yield kind(limits["minimum"] - 1), [f"at least {limits['minimum']}"]
     if limits["maximum"] is not None:
-        yield kind(limits["maximum"] + 1), [f"at most {limits['most']}"]
+        yield kind(limits["maximum"] + 1), [f"at most {limits['maximum']}"]
 
 
 def parse(*arguments):
@@ -265,11 +266,11 @@ def test_the_default_folder_names_method_and_data():
 )
 def test_optimizer_defaults(optimizer, expected):
     names = "learning_rate learning_rate_scaling warmup_epochs schedule weight_decay"
-    config = Config(optimizer=optimizer).with_optimizer_defaults()
+    config = with_optimizer_defaults(Config(optimizer=optimizer))
     assert tuple(getattr(config, name) for name in names.split()) == expected
     own = dict(zip(names.split(), (0.7, "linear", 2.0, "cosine", 0.5), strict=True))
     config = Config(optimizer=optimizer, **own)
-    assert config.with_optimizer_defaults() == config
+    assert with_optimizer_defaults(config) == config
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_optimizer_defaults(optimizer, expected):
 )
 def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
     config = Config(optimizer=optimizer, learning_rate_scaling=rule)
-    config = config.with_optimizer_defaults()
+    config = with_optimizer_defaults(config)
     assert config.learning_rate_scaling == rule
     rate = schedules.scaled_learning_rate(config.learning_rate, 128, rule)
     assert rate == pytest.approx(peak, rel=2e-3)
@@ -290,7 +291,7 @@ def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
 
 @pytest.mark.parametrize("epochs", [1, 2, 10, 40])
 def test_default_warm_up_leaves_something_to_train(epochs):
-    config = Config(optimizer="lars", epochs=epochs).with_optimizer_defaults()
+    config = with_optimizer_defaults(Config(optimizer="lars", epochs=epochs))
     assert 0 < config.warmup_epochs <= min(1, epochs / 10)
 
 

@@ -116,11 +116,11 @@ def validation_error(field: dataclasses.Field, value) -> str | None:
     if kind is float and not math.isfinite(value):
         return "a finite number"
     if limits["greater_than"] is not None and not value > limits["greater_than"]:
-        return f"above {limits['above']}"
+        return f"above {limits['greater_than']}"
     if limits["minimum"] is not None and not value >= limits["minimum"]:
-        return f"at least {limits['least']}"
+        return f"at least {limits['minimum']}"
     if limits["maximum"] is not None and not value <= limits["maximum"]:
-        return f"at most {limits['most']}"
+        return f"at most {limits['maximum']}"
     if kind is str and any(character in value for character in "\n\r\0"):
         return "a single line"
     return None
