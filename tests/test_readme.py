@@ -66,6 +66,7 @@ def test_the_readme_is_short_and_its_two_commands_stand_in_it():
     assert second == f"{start}pip install -e '.[dev]' && pytest\n"
 
 
+@pytest.mark.quick
 def test_every_command_is_a_run_a_script_or_a_known_tool():
     assert len(RUNS) >= 10 and len(SCRIPTS) >= 6
     others = set(COMMANDS) - set(RUNS) - set(SCRIPTS)
@@ -93,6 +94,7 @@ def parsed(arguments) -> configs.Config:
     return config
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_scripts_exist_and_know_their_options(command, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -113,6 +115,7 @@ def test_scripts_exist_and_know_their_options(command, monkeypatch):
         assert (ROOT / value).exists(), value
 
 
+@pytest.mark.quick
 def test_old_flags_and_scripts_are_not_mentioned():
     old = r"--(?:labels|finetune_from|teacher|ema)\b(?!_)|bench\.py|addons_reference"
     for page, text in TEXTS.items():
@@ -120,6 +123,7 @@ def test_old_flags_and_scripts_are_not_mentioned():
         assert not re.findall(old, text), page
 
 
+@pytest.mark.quick
 @by_page
 def test_python_blocks_are_python(page):
     for block in blocks(page, "python"):
@@ -143,6 +147,7 @@ def test_the_notebook_block_runs_as_printed(tmp_path, monkeypatch):
     assert (tmp_path / "run.keras").exists()
 
 
+@pytest.mark.quick
 def test_the_public_names_are_imported_as_printed():
     block = next(b for b in blocks("README.md", "python") if "SimSiam" in b)
     names = {}
@@ -151,6 +156,7 @@ def test_the_public_names_are_imported_as_printed():
         assert hasattr(tfsimclr, name)
 
 
+@pytest.mark.quick
 def test_code_of_the_docs_stands_in_the_code():
     """What adding_a_method.md shows is what the files hold, up to indentation."""
     files = ("methods/simsiam.py", "methods/__init__.py")
@@ -162,12 +168,14 @@ def test_code_of_the_docs_stands_in_the_code():
             assert line.strip() in code, line
 
 
+@pytest.mark.quick
 def test_the_page_of_flags_is_up_to_date():
     assert TEXTS["docs/flags.md"] == script("flags_table").page(), (
         "Run python scripts/flags_table.py."
     )
 
 
+@pytest.mark.quick
 def test_every_setting_is_in_the_page_of_flags():
     fields = [
         name for part in script("flags_table").sections().values() for name in part
@@ -197,6 +205,7 @@ def test_links_resolve(page):
             assert anchor in anchors(target.read_text("utf-8")), link
 
 
+@pytest.mark.quick
 @by_page
 def test_files_that_are_named_exist(page):
     names = re.findall(
@@ -206,11 +215,13 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.quick
 def test_every_page_is_linked_in_the_readme():
     for page in TEXTS:
         assert page == "README.md" or f"]({page})" in README
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_numbers_of_the_results_stand_in_their_flagfiles(page):
     rows = re.findall(r"^\| `(flags/[^`]+)`(.*%.*)\|$", TEXTS[page], re.MULTILINE)
@@ -231,6 +242,7 @@ TABLES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("folder", TABLES)
 def test_numbers_of_the_studies_stand_in_their_tables(folder):
     section = TEXTS["docs/results.md"].split(f"## {TABLES[folder]}\n")[1]
@@ -242,6 +254,7 @@ def test_numbers_of_the_studies_stand_in_their_tables(folder):
         assert number in tables, number
 
 
+@pytest.mark.quick
 def test_numbers_of_the_readme_are_those_of_the_pages():
     result = json.loads((ROOT / "results/quickstart/result.json").read_text())
     for name, scores in result["features"].items():
@@ -252,11 +265,13 @@ def test_numbers_of_the_readme_are_those_of_the_pages():
         assert number in TEXTS["docs/results.md"]
 
 
+@pytest.mark.quick
 def test_the_citation_names_this_version():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"version: {tfsimclr.__version__}\n" in citation
 
 
+@pytest.mark.quick
 def test_promises_of_tests_stand_in_the_guarantees():
     text = TEXTS["docs/guarantees.md"]
     promises = re.findall(r"^\* `([\w-]+)`: ", text, re.MULTILINE)
