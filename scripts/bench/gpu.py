@@ -2,7 +2,7 @@
 
 from bench import harness, step
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict] = {
     "float32": {"precision": "float32", "tf32": False},
     "tf32": {"precision": "float32", "tf32": True},
     "bfloat16": {"precision": "mixed_bfloat16"},

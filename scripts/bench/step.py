@@ -34,10 +34,10 @@ def torch_version(python: str) -> str | None:
 
 def torch_worker(python: str, **settings) -> harness.Worker:
     """Returns a worker that takes the same step with PyTorch."""
-    settings = json.dumps(settings)
-    return harness.Worker(
-        harness.python_command("torch_worker", settings, python=python)
+    command = harness.python_command(
+        "torch_worker", json.dumps(settings), python=python
     )
+    return harness.Worker(command)
 
 
 def measure(options) -> dict:
