@@ -1,16 +1,11 @@
 """The table of SimCLRv2, on run folders that the tests write."""
 
 import json
-import pathlib
-import sys
 
 import pandas as pd
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import simclr_v2_table  # noqa: E402  (after the path)
+from tfsimclr.study import simclr_v2
 
 LARGE = {"backbone": "resnet18", "width": 0.25, "selective_kernel": False}
 SMALL = {"backbone": "resnet18", "width": 0.125, "selective_kernel": True}
@@ -38,12 +33,12 @@ def runs(tmp_path):
             finetuned(run, 0.1, "head_1", again, 0.5 + seed / 10 + again / 100)
         finetuned(run, 0.1, "h", 0, 0.9)  # not the paper's layer: in the second table
         finetuned(run, 1.0, "h", 0, 0.8)
-    about = {"label_fraction": 0.1, "from": "head_1", "encoder_of_teacher": LARGE}
+    training = {"labels": 0.1, "from": "head_1", "encoder_of_teacher": LARGE}
     for name, config, heat, top1 in (
         ("same", LARGE, 0.1, 0.61),
         ("small", SMALL, 1.0, 0.62),
     ):
-        scores = {**about, "temperature": heat, "top1": top1}
+        scores = {**training, "temperature": heat, "top1": top1}
         write(tmp_path / name, config, distill=scores)
     return [tmp_path / name for name in ("v2-0", "v2-1", "same", "small")]
 
@@ -55,13 +50,13 @@ def lines(text, heading):
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def made(capsys, *arguments):
-    simclr_v2_table.main([str(x) for x in arguments])
+def make_tables(capsys, *arguments):
+    simclr_v2.main([str(x) for x in arguments])
     return capsys.readouterr().out
 
 
 def test_one_table_of_linear_fine_tuned_and_distilled(runs, capsys):
-    head, _, *body = lines(made(capsys, *runs), "SimCLRv2")
+    head, _, *body = lines(make_tables(capsys, *runs), "SimCLRv2")
     assert head == ["Network", "Training", "Linear", "1 %", "10 %", "100 %"]
     assert body == [
         # mean and deviation (n - 1) by hand: 0.6, 0.7; 0.5, 0.51, 0.6, 0.61
@@ -74,15 +69,15 @@ def test_one_table_of_linear_fine_tuned_and_distilled(runs, capsys):
     ]
 
 
-def test_other_layers_stand_in_the_second_table(runs, capsys):
-    rows = lines(made(capsys, *runs), "Every layer")
-    who = ["resnet18 0.25x", "fine-tuned"]
-    assert [*who, "h", "10 %", "90.00 ± 0.00", "2"] in rows
-    assert [*who, "head_1", "10 %", "55.50 ± 5.80", "4"] in rows
+def test_the_second_table_has_the_other_layers(runs, capsys):
+    rows = lines(make_tables(capsys, *runs), "Every layer")
+    network = ["resnet18 0.25x", "fine-tuned"]
+    assert [*network, "h", "10 %", "90.00 ± 0.00", "2"] in rows
+    assert [*network, "head_1", "10 %", "55.50 ± 5.80", "4"] in rows
 
 
 def test_the_files_hold_the_numbers(runs, capsys, tmp_path):
-    text = made(capsys, *runs, f"--out={tmp_path / 'out'}")
+    text = make_tables(capsys, *runs, f"--out={tmp_path / 'out'}")
     written = (tmp_path / "out" / "table.md").read_text()
     assert written in text
     numbers = pd.read_csv(tmp_path / "out" / "overview.csv")
@@ -91,18 +86,18 @@ def test_the_files_hold_the_numbers(runs, capsys, tmp_path):
     assert (tmp_path / "out" / "everything.csv").exists()
 
 
-def test_what_is_missing_is_shown_as_missing(runs, capsys, tmp_path):
+def test_missing_results_are_shown_as_missing(runs, capsys, tmp_path):
     (runs[0] / "finetuned" / "labels-0.01-head_1-seed0").mkdir()  # unfinished
-    text = made(capsys, runs[0])
+    text = make_tables(capsys, runs[0])
     assert "Missing: " in text and "labels-0.01-head_1-seed0" in text
     body = lines(text, "SimCLRv2")[2:]
     assert body[0][3:] == ["missing", "50.50 ± 0.71", "80.00 (one seed)"]
     assert body[1] == ["missing", "distilled", "-", "missing", "missing", "missing"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty"):
-        simclr_v2_table.main([str(tmp_path / "empty")])
+        simclr_v2.main([str(tmp_path / "empty")])
     only_pretrained = tmp_path / "new"
     only_pretrained.mkdir()
     (only_pretrained / "flags.txt").touch()
-    body = lines(made(capsys, only_pretrained), "SimCLRv2")[2:]
+    body = lines(make_tables(capsys, only_pretrained), "SimCLRv2")[2:]
     assert body[0] == ["missing", "fine-tuned", *["missing"] * 4]

@@ -1,4 +1,4 @@
-"""The study runner: its plan, what it makes of failures, and one real study."""
+"""The study runner: its plan, failed runs, runs at a time, and one real study."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,24 +15,19 @@ import pytest
 from PIL import Image
 
 from tfsimclr.optimizers import schedules
+from tfsimclr.study import command, plan, runner, tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import study as script  # noqa: E402  (after the path)
-import study_plan  # noqa: E402
-import study_runs  # noqa: E402
-import tables  # noqa: E402
-
+PAPER = ROOT / "flags/paper"
 TEXTURES = f"--flagfile={ROOT / 'flags/study/textures.flags'}"
-RATES = f"{ROOT / 'flags/paper'},{ROOT / 'flags/study/rates'}"
+RATES = f"{PAPER},{ROOT / 'flags/study/rates'}"
 
 
-def planned(overrides=(), seeds=1, rows=ROOT / "flags/paper", known=()):
-    """Returns ({row: entry}, {run: Run})."""
-    files = study_plan.row_files(str(rows))
+def planned(overrides=(), seeds=1, experiments=PAPER, known=()):
+    """Returns ({experiment: entry}, {run: Run})."""
+    files = plan.experiment_files(str(experiments))
     out = pathlib.Path("/out")
-    entries, runs = study_plan.plan(files, list(overrides), seeds, out, known)
+    entries, runs = plan.plan(files, list(overrides), seeds, out, known)
     return entries, {run.name: run for run in runs}
 
 
@@ -40,18 +36,18 @@ def settings(row, overrides=(), **more):
     return runs[entries[row]["runs"]["0"]].config
 
 
-def test_the_plan_covers_every_row_of_the_paper_once():
+def test_the_plan_covers_every_experiment_of_the_paper_once():
     entries, runs = planned(seeds=3)
     assert sorted(entries) == sorted(tables.PAPER)
     assert all(sorted(x["runs"]) == ["0", "1", "2"] for x in entries.values())
     assert len(runs) == 8 * 3
-    assert len({study_plan.compared(run.config) for run in runs.values()}) == 8 * 3
+    assert len({plan.compared(run.config) for run in runs.values()}) == 8 * 3
     assert {run.config.seed for run in runs.values()} == {0, 1, 2}
     for name, run in runs.items():
         assert run.config.workdir == f"/out/{name}"
 
 
-def test_rows_that_differ_in_the_feature_share_a_run():
+def test_experiments_that_differ_in_the_feature_share_a_run():
     entries, runs = planned(seeds=2)
     assert entries["simclr_z"]["runs"] == entries["baseline_128"]["runs"]
     assert (entries["simclr_z"]["feature"], entries["tanh"]["feature"]) == ("z", "h")
@@ -59,7 +55,7 @@ def test_rows_that_differ_in_the_feature_share_a_run():
 
 
 def test_the_same_settings_are_found_by_comparison():
-    entries, runs = planned(rows=RATES)
+    entries, runs = planned(experiments=RATES)
     assert entries["sqrt_warmup"]["runs"] == entries["lars"]["runs"]
     assert len(entries) == 9 + 6 and len(runs) == 8 + 5
     peaks = {"none": 0.3, "linear": 0.15, "sqrt": 0.8485}
@@ -74,18 +70,18 @@ def test_the_same_settings_are_found_by_comparison():
 
 
 def test_runs_of_an_earlier_call_are_shared():
-    _, before = planned()
-    rows = ROOT / "flags/study/rates"
-    entries, runs = planned(["--cache_dir=/c"], rows=rows, known=before.values())
+    _, runs = planned()
+    rates, known = ROOT / "flags/study/rates", runs.values()
+    entries, runs = planned(["--cache_dir=/c"], experiments=rates, known=known)
     assert entries["sqrt_warmup"]["runs"] == {"0": "lars-seed0"}
     assert runs["lars-seed0"].config.workdir == "/out/lars-seed0"
     assert runs["lars-seed0"].config.cache_dir == "/c"
-    entries, _ = planned(["--epochs=3"], rows=rows, known=before.values())
+    entries, _ = planned(["--epochs=3"], experiments=rates, known=known)
     assert entries["sqrt_warmup"]["runs"] == {"0": "sqrt_warmup-seed0"}
 
 
 @pytest.mark.parametrize("row", tables.PAPER)
-def test_base_then_study_then_row(row):
+def test_base_then_study_then_experiment(row):
     overrides = ["--dataset=textures", "--width=0.25", "--epochs=3", "--stem=medium"]
     overrides += ["--image_size=32", "--batch_size=64", "--proj_layers=5"]
     overrides += ["--learning_rate=0.5", "--proj_activation=elu", "--schedule=cosine"]
@@ -94,7 +90,7 @@ def test_base_then_study_then_row(row):
     assert (config.stem, config.image_size, config.backbone) == (
         *("medium", 32, "resnet18"),
     )
-    # What a row is about stays, whatever the study says.
+    # An experiment's own settings win over those of the study.
     own = {
         "baseline_128": {"batch_size": 128},
         "baseline_256": {"batch_size": 256},
@@ -124,18 +120,18 @@ def test_the_base_s_rate_does_not_reach_lars():
 )
 def test_every_study_can_be_planned(path, capsys, tmp_path):
     text = path.read_text("utf-8")
-    rows = re.search(r"^# Study: .*--rows=(\S+)", text, re.M)
+    rows = re.search(r"^# Study: .*--experiments=(\S+)", text, re.M)
     places = rows[1].split(",") if rows else RATES.split(",")
     places = ",".join(str(ROOT / place) for place in places)
     arguments = [f"--flagfile={path}", f"--rows={places}", f"--out={tmp_path / 'x'}"]
     arguments += ["--data_dir=/images"] if "--dataset=folder" in text else []
-    script.main([*arguments, "--dry_run"])
+    command.main(PAPER, [*arguments, "--dry_run"])
     text = capsys.readouterr().out
     if rows:  # of its own
-        assert "17 rows, 51 runs" in text
+        assert "19 experiments, 57 runs" in text
         assert "byol_256-seed2: to do\n" in text
     else:
-        assert "15 rows, 39 runs" in text
+        assert "15 experiments, 39 runs" in text
         assert all(f"\n{row}: " in text for row in tables.PAPER)
         assert "baseline_128-seed2: to do, shared with baseline_128" in text
     assert not (tmp_path / "x").exists()
@@ -150,23 +146,25 @@ def test_every_study_can_be_planned(path, capsys, tmp_path):
         (["--seed=1"], "--seed is set by the study"),
         (["--workdir=x"], "--workdir is set by the study"),
         (["--seeds=0"], "--seeds must be at least 1, got 0"),
-        (["--rows=nothing"], "nothing is no flagfile"),
-        ([f"--rows={ROOT}/flags/paper,{ROOT}/flags/paper"], "the same name"),
+        (["--jobs=0"], "--jobs must be at least 1, got 0"),
+        (["--experiments=nothing"], "nothing is not a flagfile"),
+        ([f"--experiments={PAPER},{PAPER}"], "the same name"),
         (["baseline"], "Expected flags only"),
         (["--flagfile=nothing.flags"], "cannot read the flagfile"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_run(arguments, message, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        script.main([TEXTURES, f"--out={tmp_path / 'x'}", *arguments])
+        command.main(PAPER, [TEXTURES, f"--out={tmp_path / 'x'}", *arguments])
     assert message in str(stop.value.code)
     assert len(str(stop.value.code).splitlines()) == 1
     assert not (tmp_path / "x").exists()
 
 
 FAKE = """
-import json, os, pathlib, sys, time
-given = dict(x[2:].split("=", 1) for x in sys.argv[1:])
+import json, os, pathlib, signal, sys, time
+given = {"proj_activation": "relu", "epochs": "40"}
+given.update(x[2:].split("=", 1) for x in sys.argv[1:])
 folder = pathlib.Path(given["workdir"])
 folder.mkdir(exist_ok=True)
 (folder / "starts.txt").open("a").write("x")
@@ -179,6 +177,18 @@ for name, value in given.items():
     except ValueError:
         config[name] = value
 epochs = int(given["epochs"])
+(folder / "environment.json").write_text(json.dumps(dict(os.environ)))
+cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+(folder / "cores.json").write_text(json.dumps(cores))
+if "WAIT" in os.environ:  # for a signal, which is answered as a real run does
+    def save(number, frame):
+        time.sleep(0.3)
+        (folder / "saved.txt").touch()
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, save)
+    (folder / "waits.txt").write_text(str(os.getpid()))
+    time.sleep(60)
+time.sleep(float(os.environ.get("SECONDS", 0)))
 lines = ["epoch,loss_above_chance,contrastive_top1"]
 lines += [f"{i + 1},-1,0.1" for i in range(epochs)]
 (folder / "history.csv").write_text("\\n".join(lines))
@@ -196,12 +206,12 @@ def fake(tmp_path, monkeypatch):
     """
     program = tmp_path / "fake.py"
     program.write_text(FAKE)
-    monkeypatch.setattr(study_runs, "COMMAND", [sys.executable, "-S", str(program)])
+    monkeypatch.setattr(runner, "COMMAND", [sys.executable, "-S", str(program)])
     out = tmp_path / "study"
 
     def conduct(*arguments):
         try:
-            script.main([TEXTURES, f"--out={out}", "--seeds=1", *arguments])
+            command.main(PAPER, [TEXTURES, f"--out={out}", "--seeds=1", *arguments])
         except SystemExit as stop:
             return stop.code
         return 0
@@ -214,7 +224,7 @@ def fake(tmp_path, monkeypatch):
     return conduct
 
 
-def test_a_failed_row_is_reported_and_the_rest_go_on(fake, monkeypatch, capsys):
+def test_a_failed_run_is_reported_and_the_others_continue(fake, monkeypatch, capsys):
     monkeypatch.setenv("FAIL", "leaky_relu")
     assert fake() == 1
     output = capsys.readouterr()
@@ -233,9 +243,9 @@ def test_a_failed_row_is_reported_and_the_rest_go_on(fake, monkeypatch, capsys):
     assert "8 of 8 runs finished" in capsys.readouterr().out
 
 
-def test_finished_runs_are_skipped_and_seeds_and_rows_can_be_added(fake, capsys):
+def test_finished_runs_are_skipped_and_seeds_and_experiments_can_be_added(fake, capsys):
     assert fake() == 0
-    assert fake("--seeds=2", f"--rows={RATES}") == 0
+    assert fake("--seeds=2", f"--experiments={RATES}") == 0
     assert capsys.readouterr().out.count("finished before") == 8
     assert len(fake.starts()) == (8 + 5) * 2
     assert set(fake.starts().values()) == {1}
@@ -253,15 +263,164 @@ def test_a_study_of_other_settings_is_refused(fake, capsys):
     assert fake("--dry_run", "--cache_dir=/elsewhere") == 0
 
 
-def test_the_plan_names_what_does_not_reach_a_row(capsys, tmp_path):
-    script.main([TEXTURES, f"--out={tmp_path}", "--batch_size=64", "--dry_run"])
+def read_all(out, name):
+    """Returns {run: content} of a JSON file of every run folder."""
+    return {x.parent.name: json.loads(x.read_text()) for x in out.glob(f"*/{name}")}
+
+
+def test_several_runs_at_a_time_give_the_same_study(fake, monkeypatch, capsys):
+    monkeypatch.setenv("SECONDS", "0.2")
+    monkeypatch.setenv("FAIL", "tanh")
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runner, "visible_gpus", lambda: [])
+    assert fake("--jobs=2") == 1
+    output = capsys.readouterr()
+    assert "7 of 8 runs finished" in output.out and "Failed: tanh" in output.err
+    # The second run starts before the first one ends.
+    started = [x for x in output.out.splitlines() if x.startswith("[")][:2]
+    assert [x.split("/")[0] for x in started] == ["[1", "[2"]
+    assert all(x.endswith("to do") for x in started)
+    states = {name: x["state"] for name, x in fake.state()["runs"].items()}
+    assert states.pop("tanh-seed0") == "failed"
+    assert set(states.values()) == {"finished"}
+    by_jobs = read_all(fake.out, "result.json")
+    monkeypatch.delenv("FAIL")
+    assert fake("--jobs=3") == 0  # repeats what failed, and only that
+    starts = fake.starts()
+    assert starts.pop("tanh-seed0") == 2 and set(starts.values()) == {1}
+    for path in fake.out.glob("*/result.json"):
+        path.unlink()
+    assert fake() == 0
+    in_turn = read_all(fake.out, "result.json")
+    assert {**in_turn, **by_jobs} == in_turn and len(by_jobs) == 7
+
+
+def test_the_cores_are_divided_among_the_runs(fake, monkeypatch):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "7")  # the user's own
+    monkeypatch.setenv("SECONDS", "0.2")
+    monkeypatch.setattr(runner, "visible_gpus", lambda: [])
+    assert fake("--jobs=2") == 0
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        halves = runner.share(cores, 2)
+        used = list(read_all(fake.out, "cores.json").values())
+        assert all(x in halves for x in used) and all(x in used for x in halves)
+    else:
+        halves = runner.share(list(range(os.cpu_count())), 2)
+    for variables in read_all(fake.out, "environment.json").values():
+        assert int(variables["TF_NUM_INTRAOP_THREADS"]) in {len(x) for x in halves}
+        assert variables["TF_NUM_INTEROP_THREADS"] == "7"
+
+
+def test_one_run_at_a_time_has_the_whole_machine(fake, monkeypatch):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    assert fake(f"--experiments={PAPER}/tanh.flags") == 0
+    (variables,) = read_all(fake.out, "environment.json").values()
+    assert "TF_NUM_INTRAOP_THREADS" not in variables
+    if hasattr(os, "sched_getaffinity"):
+        (cores,) = read_all(fake.out, "cores.json").values()
+        assert cores == sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("items", "parts", "expected"),
+    [
+        ([0, 1, 2, 3], 2, [[0, 1], [2, 3]]),
+        ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3, 4]]),
+        ([4, 7], 3, [[4], [7], [4]]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_share(items, parts, expected):
+    assert runner.share(items, parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected", "shared"),
+    [
+        ("0", ["0", "0"], True),
+        ("2,3", ["2", "3"], False),
+        ("0,1,2", ["0", "1,2"], False),
+    ],
+)
+def test_the_gpus_are_divided_among_the_runs(fake, monkeypatch, gpus, expected, shared):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+    monkeypatch.setenv("SECONDS", "0.2")
+    assert fake("--jobs=2") == 0
+    all_variables = read_all(fake.out, "environment.json").values()
+    used = {variables["CUDA_VISIBLE_DEVICES"] for variables in all_variables}
+    assert used == set(expected)
+    for variables in all_variables:
+        assert ("TF_FORCE_GPU_ALLOW_GROWTH" in variables) == shared
+
+
+def test_a_killed_run_is_reported_and_repeated(fake, monkeypatch, capsys):
+    monkeypatch.setenv("WAIT", "1")
+    killer = threading.Thread(target=signal_waiting, args=(fake.out, signal.SIGKILL, 1))
+    killer.start()
+    assert fake("--jobs=2", f"--experiments={PAPER}/tanh.flags") == 1
+    killer.join()
+    assert "tanh-seed0: failed Ended by SIGKILL." in capsys.readouterr().out
+    monkeypatch.delenv("WAIT")
+    assert fake("--jobs=2", f"--experiments={PAPER}/tanh.flags") == 0
+
+
+def signal_waiting(out, number, count):
+    """Sends a signal to `count` runs that wait, or to this process if count is 0."""
+    end = time.monotonic() + 60
+    while len(waiting := list(out.glob("*/waits.txt"))) < (count or 2):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.1)
+    for path in waiting if count else ():
+        os.kill(int(path.read_text()), number)
+    if not count:
+        os.kill(os.getpid(), number)
+
+
+def test_ctrl_c_stops_all_runs_after_they_have_saved(fake, monkeypatch, capsys):
+    monkeypatch.setenv("WAIT", "1")
+    sender = threading.Thread(target=signal_waiting, args=(fake.out, signal.SIGINT, 0))
+    sender.start()
+    assert fake("--jobs=2") == 1
+    sender.join()
+    output = capsys.readouterr()
+    assert "Stopping: waiting for 2 runs to save." in output.out
+    assert "The same command continues the study" in output.err
+    assert len(list(fake.out.glob("*/saved.txt"))) == 2
+    states = [x["state"] for x in fake.state()["runs"].values()]
+    assert sorted(states) == ["interrupted"] * 2 + ["waiting"] * 6
+    monkeypatch.delenv("WAIT")
+    assert fake("--jobs=2") == 0
+    assert sorted(fake.starts().values()) == [1] * 6 + [2] * 2
+
+
+def test_the_processes_end_if_the_study_fails(fake, monkeypatch):
+    monkeypatch.setenv("WAIT", "1")
+
+    def fail(*arguments):
+        while not list(fake.out.glob("*/waits.txt")):
+            time.sleep(0.02)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(runner, "_wait", fail)
+    assert "No space left" in fake()
+    assert len(list(fake.out.glob("*/saved.txt"))) == 1
+
+
+def test_the_plan_names_the_experiments_that_override_a_flag(capsys, tmp_path):
+    command.main(PAPER, [TEXTURES, f"--out={tmp_path}", "--batch_size=64", "--dry_run"])
     text = capsys.readouterr().out
-    assert "Not --batch_size=64, but their own: baseline_128, baseline_256." in text
+    assert "--batch_size=64 does not hold for the experiments" in text
+    assert "set it themselves: baseline_128, baseline_256." in text
 
 
 def test_the_time_left_follows_the_pace(tmp_path):
-    study = study_runs.Study(tmp_path, {})
-    study.add(*study_plan.plan(study_plan.row_files(RATES), [], 1, tmp_path))
+    study = runner.Study(tmp_path, {})
+    study.add(*plan.plan(plan.experiment_files(RATES), [], 1, tmp_path))
     runs = list(study.runs.values())
     assert study.progress(runs) == "0% of the study"
     runs[0].folder.mkdir()
@@ -317,7 +476,7 @@ def test_a_real_study_interrupted_and_restarted(images, tmp_path, capsys):
     first.send_signal(signal.SIGTERM)
     text, _ = first.communicate(timeout=60)
     assert first.returncode == 1, text
-    assert "The same command goes on from here" in text
+    assert "The same command continues the study" in text
     state = json.loads((out / "study.json").read_text())
     assert state["runs"]["a-seed0"]["state"] == "interrupted"
     assert not (out / "b-seed0").exists()
@@ -325,7 +484,7 @@ def test_a_real_study_interrupted_and_restarted(images, tmp_path, capsys):
     second = start()
     text, _ = second.communicate(timeout=200)
     assert second.returncode == 1, text
-    assert "to go on after epoch" in text and "1 of 2 runs finished" in text
+    assert "continues after epoch" in text and "1 of 2 runs finished" in text
     assert "Failed: b-seed0: tfsimclr: --batch_size=4096 is more than the 64" in text
     assert "Going on at step" in (out / "logs/a-seed0.txt").read_text()
     state = json.loads((out / "study.json").read_text())
@@ -338,4 +497,5 @@ def test_a_real_study_interrupted_and_restarted(images, tmp_path, capsys):
 
     tables.main([str(out)])
     text = capsys.readouterr().out
-    assert "1 of 2 runs are finished" in text and "| b | 0 | missing |" in text
+    assert "1 of 2 runs are finished" in text
+    assert re.search(r"\| b +\| 0 +\| missing ", text)

@@ -5,19 +5,13 @@ import math
 import pathlib
 import re
 import statistics
-import sys
 
 import pandas as pd
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+from tfsimclr.study import plan, rendering, runner, tables
 
-import intervals  # noqa: E402
-import study_plan  # noqa: E402  (after the path)
-import study_runs  # noqa: E402
-import tables  # noqa: E402
-import tables_output  # noqa: E402
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 OVERRIDES = ["--dataset=textures", "--image_size=32", "--width=0.25", "--stem=medium"]
 OVERRIDES += ["--epochs=2"]
@@ -25,15 +19,15 @@ OVERRIDES += ["--epochs=2"]
 
 @pytest.fixture
 def study(tmp_path):
-    """Returns a function: seeds, row folders -> a planned study without results."""
+    """Returns a function: seeds, experiments -> a planned study without results."""
 
-    def make(seeds=3, rows="flags/paper"):
-        places = ",".join(str(ROOT / place) for place in rows.split(","))
-        files = study_plan.row_files(places)
-        made = study_runs.Study(tmp_path, study_plan.given(OVERRIDES))
-        made.add(*study_plan.plan(files, OVERRIDES, seeds, tmp_path))
-        made.save()
-        return made
+    def make(seeds=3, experiments="flags/paper"):
+        places = ",".join(str(ROOT / place) for place in experiments.split(","))
+        files = plan.experiment_files(places)
+        study = runner.Study(tmp_path, plan.settings_in(OVERRIDES))
+        study.add(*plan.plan(files, OVERRIDES, seeds, tmp_path))
+        study.save()
+        return study
 
     return make
 
@@ -54,7 +48,7 @@ def write_run(study, name, h, z=0.5, epochs=2, **changes):
     (run.folder / "history.csv").write_text("\n".join(history[: epochs + 1]) + "\n")
 
 
-def made(study, capsys):
+def make_tables(study, capsys):
     """Returns (Markdown, {table: numbers}) of a study."""
     tables.main([str(study.out)])
     capsys.readouterr()
@@ -63,14 +57,19 @@ def made(study, capsys):
     return (folder / "tables.md").read_text("utf-8"), numbers
 
 
-def line(text, caption, start):
-    """Returns the cells of the row of a table that starts so."""
+def split_cells(row):
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def line(text, caption, *start):
+    """Returns the cells of the row of a table that starts with these cells."""
     section = text.split(f"## {caption}")[1].split("\n## ")[0]
-    (found,) = [x for x in section.splitlines() if x.startswith(f"| {start} |")]
-    return [cell.strip() for cell in found.strip("|").split("|")]
+    rows = [split_cells(x) for x in section.splitlines() if x.startswith("|")]
+    (row,) = [row for row in rows if row[: len(start)] == list(start)]
+    return row
 
 
-def test_the_rows_of_the_paper_are_those_of_the_flags():
+def test_every_experiment_of_the_paper_has_a_flagfile_and_a_table():
     assert set(tables.PAPER) == {p.stem for p in (ROOT / "flags/paper").glob("*.flags")}
     shown = [row for _, rows in tables.TABLES.values() for row in rows]
     assert sorted([*tables.BASELINES, *shown]) == sorted(tables.PAPER)
@@ -88,9 +87,9 @@ def test_mean_deviation_and_paired_interval(study, capsys):
     for seed in range(3):
         write_run(study, f"baseline_128-seed{seed}", base[seed])
         write_run(study, f"lars-seed{seed}", lars[seed])
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     gains = [100 * (a - b) for a, b in zip(lars, base, strict=True)]
-    half = 4.303 * statistics.stdev(gains) / math.sqrt(3)
+    half = 4.30265273 * statistics.stdev(gains) / math.sqrt(3)
     row = numbers["table_IV"].set_index("row").loc["lars"]
     assert row["mean"] == pytest.approx(100 * statistics.mean(lars))
     assert row["deviation"] == pytest.approx(100 * statistics.stdev(lars))
@@ -104,20 +103,18 @@ def test_mean_deviation_and_paired_interval(study, capsys):
     assert line(text, "Table IV", "Baseline 128")[-2:] == ["reference", "3 of 3"]
 
 
-def test_quantiles_of_t():
-    stats = pytest.importorskip("scipy.stats")
-    for count in (2, 3, 4, 11, 31, 32, 200):
+def test_half_width_of_the_interval():
+    # Two-sided 95 % quantiles of Student's t from a printed table.
+    for count, quantile in ((2, 12.706), (3, 4.303), (11, 2.228), (31, 2.042)):
         values = pd.Series(range(count), dtype=float)
-        exact = stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)
-        assert intervals.half_width(values) == pytest.approx(exact, rel=0.05)
-        if count <= 31:
-            assert intervals.half_width(values) == pytest.approx(exact, rel=2e-4)
-    assert math.isnan(intervals.half_width(pd.Series([1.0])))
-    assert math.isnan(intervals.half_width(pd.Series([], dtype=float)))
+        expected = quantile * statistics.stdev(values) / math.sqrt(count)
+        assert tables.half_width(values) == pytest.approx(expected, rel=2e-4)
+    assert math.isnan(tables.half_width(pd.Series([1.0])))
+    assert math.isnan(tables.half_width(pd.Series([], dtype=float)))
 
 
 def test_every_table_repeats_the_baselines_in_the_order_of_the_paper(study, capsys):
-    text, numbers = made(study(), capsys)
+    text, numbers = make_tables(study(), capsys)
     for number, (_, rows) in tables.TABLES.items():
         found = list(numbers[f"table_{number}"]["row"])
         assert found == ["baseline_128", "baseline_256", *rows]
@@ -127,7 +124,7 @@ def test_every_table_repeats_the_baselines_in_the_order_of_the_paper(study, caps
 
 def test_a_study_without_results_is_missing_and_never_zero(study, capsys):
     study = study()
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     for number in tables.TABLES:
         table = numbers[f"table_{number}"]
         assert table[["mean", "deviation", "difference", "low"]].isna().all(axis=None)
@@ -136,7 +133,7 @@ def test_a_study_without_results_is_missing_and_never_zero(study, capsys):
         *("missing", "missing", "0 of 3"),
     ]
     assert "0.00" not in text
-    assert set(line(text, "Not in the paper: top-1", "tanh | 0")[2:]) == {"missing"}
+    assert set(line(text, "Not in the paper: top-1", "tanh", "0")[2:]) == {"missing"}
     for figure in ("intervals.png", "curves.png"):
         data = (study.out / "tables" / figure).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
@@ -147,7 +144,7 @@ def test_z_is_read_from_the_run_that_it_shares(study, capsys):
     assert "simclr_z-seed0" not in study.runs
     for seed in range(2):
         write_run(study, f"baseline_128-seed{seed}", 0.7, z=0.65 + seed / 100)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     row = numbers["table_II"].set_index("row").loc["simclr_z"]
     assert row["mean"] == pytest.approx(65.5)
     assert row["difference"] == pytest.approx(-4.5)
@@ -159,7 +156,7 @@ def test_one_seed_has_no_deviation_and_no_interval(study, capsys):
     study = study(seeds=1)
     write_run(study, "baseline_128-seed0", 0.60)
     write_run(study, "tanh-seed0", 0.58)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     row = numbers["table_III"].set_index("row").loc["tanh"]
     assert row["mean"] == pytest.approx(58) and row["difference"] == pytest.approx(-2)
     assert row[["deviation", "low", "high"]].isna().all()
@@ -174,20 +171,20 @@ def test_unequal_seeds_are_paired_by_seed(study, capsys):
         write_run(study, f"baseline_128-seed{seed}", h)
     for seed, h in {1: 0.71, 2: 0.90, 3: 0.53}.items():
         write_run(study, f"layer3-seed{seed}", h)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     row = numbers["table_V"].set_index("row").loc["layer3"]
     assert (row["seeds"], row["planned"], row["pairs"]) == (3, 4, 2)
     assert row["difference"] == pytest.approx(2)  # of 1 and 3: seeds 1 and 3
     assert row["mean"] == pytest.approx(100 * (0.71 + 0.90 + 0.53) / 3)
-    cells = line(text, "Table V", "Baseline 128 layer3")
-    assert cells[-1] == "3 of 4" and cells[-2].endswith("(2 pairs)")
+    row = line(text, "Table V", "Baseline 128 layer3")
+    assert row[-1] == "3 of 4" and row[-2].endswith("(2 pairs)")
 
 
 def test_without_the_reference_there_is_no_difference(study, capsys):
     study = study(seeds=2)
     for seed in range(2):
         write_run(study, f"tanh-seed{seed}", 0.58)
-    text, _ = made(study, capsys)
+    text, _ = make_tables(study, capsys)
     assert line(text, "Table III", "Baseline 128 tanh")[7:] == [
         *("58.00 ± 0.00", "missing", "2 of 2"),
     ]
@@ -211,16 +208,16 @@ def test_a_failed_run_is_missing_and_named(study, capsys, damage):
     path.write_text(content.get(damage, whole))
     study.state["runs"]["lars-seed0"].update(state="failed", message="No space left.")
     study.save()
-    text, _ = made(study, capsys)
+    text, _ = make_tables(study, capsys)
     assert line(text, "Table IV", "Baseline 128 LARS")[7:9] == ["missing", "missing"]
     assert "Missing: lars-seed0 (failed) No space left." in text
     assert "1 of 8 runs are finished" in text
 
 
-def test_a_row_outside_the_study_is_missing(study, capsys):
-    study = study(seeds=1, rows="flags/paper/baseline_128.flags")
+def test_an_experiment_outside_the_study_is_missing(study, capsys):
+    study = study(seeds=1, experiments="flags/paper/baseline_128.flags")
     write_run(study, "baseline_128-seed0", 0.6)
-    text, _ = made(study, capsys)
+    text, _ = make_tables(study, capsys)
     assert line(text, "Table VI", "Baseline 128 LARS layer4 (final)")[1:] == [
         *["missing"] * 5,
         *("70.67", "missing", "missing", "0 of 0"),
@@ -232,30 +229,31 @@ def test_every_feature_of_every_run(study, capsys):
     for seed in range(2):
         write_run(study, f"baseline_128-seed{seed}", 0.60 + seed / 10)
     write_run(study, "layer4-seed0", 0.7)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     caption = "Not in the paper: top-1"
     head = "Pixels | Untrained encoder | h | head_1 | head_2 | head_3 | z"
-    assert f"| Run | Seed | {head} |" in text
+    assert line(text, caption, "Run", "Seed")[2:] == head.split(" | ")
     pixels = ["20.00 / 15.00", "25.00 / 20.00"]
-    assert line(text, caption, "baseline_128 | 1")[2:] == [
+    assert line(text, caption, "baseline_128", "1")[2:] == [
         *pixels,
         *("70.00 / 65.00", "69.00 / 64.00", "-", "-", "50.00 / 45.00"),
     ]
-    assert line(text, caption, "baseline_128 | mean of 2")[4] == "65.00 / 60.00"
-    assert line(text, caption, "layer4 | 0")[7] == "67.00 / 62.00"
-    assert set(line(text, caption, "layer4 | 1")[2:]) == {"missing"}
-    assert "layer4 | mean" not in text
+    assert line(text, caption, "baseline_128", "mean of 2")[4] == "65.00 / 60.00"
+    assert line(text, caption, "layer4", "0")[7] == "67.00 / 62.00"
+    assert set(line(text, caption, "layer4", "1")[2:]) == {"missing"}
+    with pytest.raises(ValueError):  # no such row
+        line(text, caption, "layer4", "mean of 1")
     assert len(numbers["features"].query("row == 'layer4' and seed == 0")) == 7
     for run in study.runs:
-        row, seed = run.split("-seed")
-        assert line(text, caption, f"{row} | {seed}")
+        experiment, seed = run.split("-seed")
+        assert line(text, caption, experiment, seed)
 
 
 def test_learning_rates_have_a_table_of_their_own(study, capsys):
-    study = study(seeds=1, rows="flags/paper,flags/study/rates")
+    study = study(seeds=1, experiments="flags/paper,flags/study/rates")
     write_run(study, "baseline_128-seed0", 0.6)
     write_run(study, "lars-seed0", 0.65)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     rates = numbers["table_rates"].set_index("row")
     peaks = {"none": 0.3, "linear": 0.15, "sqrt": 0.075 * math.sqrt(128)}
     for rule, peak in peaks.items():
@@ -263,33 +261,38 @@ def test_learning_rates_have_a_table_of_their_own(study, capsys):
             assert rates.loc[name, "peak_rate"] == pytest.approx(peak)
             assert rates.loc[name, "warmup_epochs"] == epochs
     assert len(rates) == 2 + 6
-    cells = line(text, "Not in the paper: rates", "sqrt warmup")
-    assert cells[:2] + cells[3:9] == [
+    row = line(text, "Not in the paper: rates", "sqrt warmup")
+    assert row[:2] + row[3:9] == [
         *("sqrt warmup", "128", "0.075", "sqrt", "1", "cosine", "1e-06", "0.849"),
     ]
-    assert cells[9:] == [
+    assert row[9:] == [
         *("65.00 (one seed)", "+5.00 (one seed, no interval)", "100", "1.50", "1 of 1")
     ]
 
 
-def test_a_study_without_rows_of_the_paper_has_its_own_reference(study, capsys):
-    study = study(seeds=2, rows="flags/methods/simclr.flags,flags/methods/byol.flags")
+def test_a_study_without_the_paper_s_experiments_has_its_own_reference(study, capsys):
+    study = study(
+        seeds=2, experiments="flags/methods/simclr.flags,flags/methods/byol.flags"
+    )
     for seed, h in ((0, 0.5), (1, 0.6)):
         write_run(study, f"simclr-seed{seed}", h)
         write_run(study, f"byol-seed{seed}", h + 0.1)
-    text, numbers = made(study, capsys)
+    text, numbers = make_tables(study, capsys)
     assert "Table I" not in text
     assert set(numbers) == {"table_methods", "features"}
-    (head,) = [x for x in text.splitlines() if x.startswith("| Run | Method ")]
-    assert "| Predictor layers |" in head and "| Difference to simclr |" in head
-    assert "| Images/s | Memory, GB |" in head
+    head = line(text, "Not in the paper: methods", "Run", "Method")
+    assert "Predictor layers" in head and "Difference to simclr" in head
+    assert head[-3:-1] == ["Images/s", "Memory, GB"]
     rows = numbers["table_methods"].set_index("row")
     assert rows.loc["byol", "difference"] == pytest.approx(10)
     assert line(text, "Not in the paper: methods", "simclr")[-4] == "reference"
     tables.main([str(study.out), "--reference=byol"])
     text = capsys.readouterr().out
     assert line(text, "Not in the paper: methods", "byol")[-4] == "reference"
-    with pytest.raises(SystemExit, match="--reference=moco is no row: simclr, byol"):
+    with pytest.raises(
+        SystemExit,
+        match="--reference=moco is not an experiment of the study: simclr, byol",
+    ):
         tables.main([str(study.out), "--reference=moco"])
 
 
@@ -297,7 +300,7 @@ def test_latex_is_escaped_and_balanced(study, capsys):
     study = study(seeds=2)
     for seed in range(2):
         write_run(study, f"leaky_relu-seed{seed}", 0.6 + seed / 100)
-    made(study, capsys)
+    make_tables(study, capsys)
     text = (study.out / "tables" / "tables.tex").read_text("utf-8")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 7
     assert r"leaky\_relu" in text and r"60.50 $\pm$ 0.71" in text
@@ -321,10 +324,8 @@ def test_the_curves_are_those_of_all_runs(study, monkeypatch):
     for name in ("baseline_128-seed0", "baseline_128-seed1", "lars-seed0"):
         write_run(study, name, 0.6)
     figures = []
-    monkeypatch.setattr(
-        tables_output, "save", lambda figure, path: figures.append(figure)
-    )
-    tables_output.draw_curves(list(study.runs.values()), "unused")
+    monkeypatch.setattr(rendering, "save", lambda figure, path: figures.append(figure))
+    rendering.draw_curves(list(study.runs.values()), "unused")
     left, right = figures[0].axes
     assert len(left.lines) == len(right.lines) == 3
     assert list(left.lines[0].get_ydata()) == [-0.5, -1]

@@ -1,6 +1,7 @@
-"""How tables look: Markdown, LaTeX, and the two figures."""
+"""Renders tables as Markdown and LaTeX, and draws the two figures of a study."""
 
 import dataclasses
+import pathlib
 
 import matplotlib
 
@@ -8,6 +9,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
+from tfsimclr.study import plan
 
 MISSING = "missing"
 HEADINGS = {
@@ -21,8 +24,8 @@ HEADINGS = {
     "warmup_epochs": "Warm-up epochs",
     "schedule": "Schedule",
     "pred_layers": "Predictor layers",
-    "ema": "Moving average",
-    "ema_schedule": "Its schedule",
+    "ema_decay": "EMA decay",
+    "ema_schedule": "EMA schedule",
     "proj_dim": "Head width",
     "proj_batch_norm": "Head batch norm",
 }
@@ -31,12 +34,18 @@ COSTS = {
     "memory_gb": ("Memory, GB", "{:.2f}"),
 }
 FEATURES = {"pixels": "Pixels", "random_h": "Untrained encoder"}
-LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: `numbers` for the CSV, `shown` (text) for the reader."""
+    """A table.
+
+    Attributes:
+        name: Name of its CSV file.
+        caption: The heading above it.
+        numbers: The numbers for the CSV file.
+        shown: The same as text, for Markdown and LaTeX.
+    """
 
     name: str
     caption: str
@@ -44,26 +53,27 @@ class Table:
     shown: pd.DataFrame
 
 
-def compared(name: str, caption: str, numbers: pd.DataFrame) -> Table:
-    """Returns the table of rows beside the paper and the reference.
+def comparison(name: str, caption: str, numbers: pd.DataFrame) -> Table:
+    """Returns the table that compares experiments with the paper and the reference.
 
     Args:
-        name: Of the CSV.
-        caption: Above the table.
-        numbers: Columns of `tables.summary`, then settings, then those of `COSTS`.
+        name: Name of the CSV file.
+        caption: Heading of the table.
+        numbers: One row per experiment; the columns of `tables.summary`, then the
+            settings, then the columns of `COSTS`.
     """
     shown = pd.DataFrame({"Run": numbers["run"]})
     summarised = list(numbers.columns)[: list(numbers.columns).index("pairs") + 1]
     for column in numbers.columns.drop(summarised):
         heading = HEADINGS.get(column, column.replace("_", " ").capitalize())
         if column not in COSTS:
-            shown[heading] = [plain(value) for value in numbers[column]]
+            shown[heading] = [setting_text(value) for value in numbers[column]]
     if numbers["paper"].notna().all():
         shown["Paper"] = [f"{x:.2f}" for x in numbers["paper"]]
     rows = numbers.to_dict("records")
-    shown["Ours"] = [ours(row) for row in rows]
+    shown["Ours"] = [mean_text(row) for row in rows]
     reference = rows[0]["reference"]
-    shown[f"Difference to {reference}"] = [difference(row) for row in rows]
+    shown[f"Difference to {reference}"] = [difference_text(row) for row in rows]
     for column, (heading, form) in COSTS.items():
         if column in numbers:
             values = numbers[column]
@@ -72,17 +82,18 @@ def compared(name: str, caption: str, numbers: pd.DataFrame) -> Table:
     return Table(name, caption, numbers, shown)
 
 
-def plain(value) -> str:
+def setting_text(value) -> str:
+    """Returns the value of a setting as text."""
     if pd.isna(value):
         return MISSING
     if not isinstance(value, float):
         return str(value)
-    # A column of whole numbers is of floats where a row is missing.
+    # pandas turns a column of integers into floats if one value is missing.
     return str(int(value)) if value.is_integer() else f"{value:.3g}"
 
 
-def ours(row: dict) -> str:
-    """Returns "70.25 ± 0.31", or how it is short of that."""
+def mean_text(row: dict) -> str:
+    """Returns "70.25 ± 0.31", "70.25 (one seed)" or "missing"."""
     if not row["seeds"]:
         return MISSING
     if row["seeds"] == 1:
@@ -90,8 +101,8 @@ def ours(row: dict) -> str:
     return f"{row['mean']:.2f} ± {row['deviation']:.2f}"
 
 
-def difference(row: dict) -> str:
-    """Returns "+1.66 [+0.90, +2.42]", or how it is short of that."""
+def difference_text(row: dict) -> str:
+    """Returns "+1.66 [+0.90, +2.42]", or why there is no such interval."""
     if row["run"] == row["reference"]:
         return "reference" if row["seeds"] else MISSING
     if not row["pairs"]:
@@ -103,49 +114,53 @@ def difference(row: dict) -> str:
 
 
 def every_feature(numbers: pd.DataFrame) -> Table:
-    """Returns the table of all features, with the mean of a row's seeds below them.
+    """Returns the table of all features, with the mean of an experiment's seeds.
 
     Args:
-        numbers: Columns row, seed, feature, linear, knn; NaN for a missing run.
+        numbers: Columns row (the experiment), seed, feature, linear, knn; the last two
+            are NaN for a missing run.
     """
     known = numbers["feature"].dropna().unique()
     heads = sorted(name for name in known if name.startswith("head_"))
     columns = [*FEATURES, "h", *heads, "z"]
     lines = []
-    for row, of_row in numbers.groupby("row", sort=False):
-        for seed, of_run in of_row.groupby("seed", sort=False):
-            lines.append({"Run": row, "Seed": str(seed), **cells(of_run, columns)})
-        seeds = of_row.dropna(subset="linear")["seed"].nunique()
+    for name, all_seeds in numbers.groupby("row", sort=False):
+        for seed, of_run in all_seeds.groupby("seed", sort=False):
+            lines.append({"Run": name, "Seed": str(seed), **cells(of_run, columns)})
+        finished = all_seeds.dropna(subset="linear")
+        seeds = finished["seed"].nunique()
         if seeds > 1:
-            means = of_row.dropna(subset="linear").groupby("feature", as_index=False)
-            means = means[["linear", "knn"]].mean()
+            groups = finished.groupby("feature", as_index=False)
+            means = groups[["linear", "knn"]].mean()
             label = f"mean of {seeds}"
-            lines.append({"Run": row, "Seed": label, **cells(means, columns)})
+            lines.append({"Run": name, "Seed": label, **cells(means, columns)})
     shown = pd.DataFrame(lines).rename(columns=FEATURES)
-    caption = "Not in the paper: top-1 of every feature, linear classifier / kNN"
+    caption = "Not in the paper: top-1 of every feature, linear classifier / k-NN"
     return Table("features", caption, numbers, shown)
 
 
 def cells(scores: pd.DataFrame, columns: list[str]) -> dict[str, str]:
-    found = scores.dropna(subset="linear").set_index("feature")
-    if found.empty:
+    """Returns {feature: "linear / k-NN"} of one run, in percent."""
+    scores = scores.dropna(subset="linear").set_index("feature")
+    if scores.empty:
         return dict.fromkeys(columns, MISSING)
     return {
-        name: f"{found.linear[name]:.2f} / {found.knn[name]:.2f}"
-        if name in found.index
+        name: f"{scores.linear[name]:.2f} / {scores.knn[name]:.2f}"
+        if name in scores.index
         else "-"  # the head has no such layer
         for name in columns
     }
 
 
 def markdown(tables: list[Table], notes: list[str]) -> str:
-    parts = ["# Tables", *(f"* {note}".strip() for note in notes)]
-    text = "\n".join([parts[0], "", *parts[1:]]) + "\n"
+    """Returns the notes and tables as Markdown."""
+    text = "# Tables\n\n" + "".join(f"* {note.strip()}\n" for note in notes)
     for table in tables:
-        rows = [list(table.shown.columns), ["---"] * table.shown.shape[1]]
-        rows += table.shown.to_numpy().tolist()
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        text += "\n".join(["", f"## {table.caption}", "", *lines]) + "\n"
+        # Without parsing numbers: it would show 70.20 as 70.2.
+        body = table.shown.to_markdown(
+            index=False, tablefmt="github", disable_numparse=True
+        )
+        text += f"\n## {table.caption}\n\n{body}\n"
     return text
 
 
@@ -153,30 +168,34 @@ def latex(tables: list[Table]) -> str:
     """Returns the tables as LaTeX that needs no package."""
     text = ""
     for table in tables:
-        head, *body = [list(table.shown.columns), *table.shown.to_numpy().tolist()]
-        head, *body = [" & ".join(map(escaped, row)) + r" \\" for row in (head, *body)]
-        lines = [
-            r"\begin{table}",
-            rf"\caption{{{escaped(table.caption.partition(': ')[2])}}}",
-            rf"\begin{{tabular}}{{{'l' * table.shown.shape[1]}}}",
-            *(r"\hline", head, r"\hline", *body, r"\hline"),
-            *(r"\end{tabular}", r"\end{table}"),
-        ]
-        text += f"% {table.caption}\n" + "\n".join(lines) + "\n\n"
+        style = table.shown.style.hide(axis="index").format(escape="latex")
+        style = style.format_index(escape="latex", axis="columns")
+        rules = ("toprule", "midrule", "bottomrule")  # the names are those of booktabs
+        style = style.set_table_styles(
+            [{"selector": rule, "props": ":hline;"} for rule in rules]
+        )
+        columns = "l" * table.shown.shape[1]
+        caption = _escape(table.caption.partition(": ")[2])
+        body = style.to_latex(column_format=columns, caption=caption)
+        text += f"% {table.caption}\n" + body.replace("±", r"$\pm$") + "\n"
     return text
 
 
-def escaped(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+def _escape(text: str) -> str:
+    for character in "%_&#":
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
-def draw_intervals(rows: pd.DataFrame, reference: tuple, path) -> None:
-    """Writes every row's difference to Baseline 128, beside the paper's.
+def draw_intervals(
+    rows: pd.DataFrame, reference: tuple[str, float], path: pathlib.Path
+) -> None:
+    """Draws every experiment's difference to the reference, beside the paper's.
 
     Args:
-        rows: Of `tables.summary`.
-        reference: Name and top-1 of the paper's reference.
-        path: Of the PNG.
+        rows: One row per experiment, with the columns of `tables.summary`.
+        reference: Name of the reference, and its top-1 in the paper or NaN.
+        path: The PNG file.
     """
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
     axes.axvline(0, color="grey", linewidth=0.8)
@@ -184,11 +203,11 @@ def draw_intervals(rows: pd.DataFrame, reference: tuple, path) -> None:
     axes.scatter(
         rows["paper"] - reference[1], places, marker="x", color="grey", label="paper"
     )
-    whole, single = rows["pairs"] > 1, rows["pairs"] == 1
+    several, single = rows["pairs"] > 1, rows["pairs"] == 1
     axes.errorbar(
-        rows["difference"][whole],
-        [i for i in places if whole[i]],
-        xerr=(rows["high"] - rows["difference"])[whole],
+        rows["difference"][several],
+        [i for i in places if several[i]],
+        xerr=(rows["high"] - rows["difference"])[several],
         fmt="o",
         capsize=3,
         label="ours, 95 % interval",
@@ -211,31 +230,37 @@ def draw_intervals(rows: pd.DataFrame, reference: tuple, path) -> None:
     save(figure, path)
 
 
-def draw_curves(runs: list, path) -> None:
-    """Writes loss and contrastive top-1 of every run over the epochs."""
+def draw_curves(runs: list[plan.Run], path: pathlib.Path) -> None:
+    """Draws loss and contrastive top-1 of every run over the epochs.
+
+    Runs of the same experiment have the same colour and line style.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    colours = {row: f"C{i % 10}" for i, row in enumerate({x.row: 0 for x in runs})}
-    styles, drawn = ("-", "--", ":"), set()
+    experiments = list(dict.fromkeys(run.experiment for run in runs))
+    styles = ("-", "--", ":")
+    labelled: set[str] = set()
     for run in runs:
         try:
             history = pd.read_csv(run.folder / "history.csv")
         except (OSError, pd.errors.EmptyDataError):
             continue  # not started
-        style = styles[list(colours).index(run.row) // 10 % len(styles)]
-        look = {"color": colours[run.row], "linestyle": style, "linewidth": 1}
-        label = None if run.row in drawn else run.row
-        drawn.add(run.row)
+        number = experiments.index(run.experiment)
+        style = styles[number // 10 % len(styles)]
+        look = {"color": f"C{number % 10}", "linestyle": style, "linewidth": 1}
+        label = None if run.experiment in labelled else run.experiment
+        labelled.add(run.experiment)
         left.plot(history["epoch"], history["loss_above_chance"], label=label, **look)
         right.plot(history["epoch"], 100 * history["contrastive_top1"], **look)
     left.set_ylabel("loss minus ln(2B - 1)")
     right.set_ylabel("contrastive top-1, %")
     for axes in (left, right):
         axes.set_xlabel("epoch")
-    if drawn:
+    if labelled:
         left.legend(fontsize=7)
     save(figure, path)
 
 
-def save(figure, path) -> None:
+def save(figure, path: pathlib.Path) -> None:
+    """Writes a figure as PNG and closes it."""
     figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)

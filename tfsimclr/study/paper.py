@@ -1,6 +1,6 @@
-"""What the paper reports."""
+"""The experiments and numbers of the paper "Small Batch SimCLR"."""
 
-# "Small Batch SimCLR": top-1 in percent, in the order of the paper.
+# Experiment -> its name in the paper and its top-1 in percent, in the paper's order.
 PAPER = {
     "baseline_128": ("Baseline 128", 68.59),
     "baseline_256": ("Baseline 256", 71.59),
@@ -12,8 +12,10 @@ PAPER = {
     "layer4": ("Baseline 128 layer4", 70.25),
     "lars_layer4": ("Baseline 128 LARS layer4 (final)", 70.67),
 }
+# Every table repeats both baselines; differences are to the reference.
 BASELINES = ("baseline_128", "baseline_256")
 REFERENCE = "baseline_128"
+# Table -> its title and its experiments besides the baselines.
 TABLES = {
     "I": ("Baselines", ()),
     "II": ("Classifier on z", ("simclr_z",)),
