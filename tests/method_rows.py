@@ -74,7 +74,11 @@ ROWS = {
     "simsiam": Row(
         {"method": "simsiam", "proj_layers": 3, "pred_hidden": 16},
         {"learning_rate": 0.2},
-        collapses=(({"pred_layers": 0}, {}), ({}, {"stop_gradient": False})),
-        survives=(({}, {}),),
+        # Batch norm after the last layer keeps the spread of z by force.
+        collapses=(
+            ({"pred_layers": 0, "proj_batch_norm": "hidden"}, {}),
+            ({"proj_batch_norm": "hidden"}, {"stop_gradient": False}),
+        ),
+        survives=(({}, {}), ({"proj_batch_norm": "hidden"}, {})),
     ),
 }
