@@ -104,3 +104,12 @@ def optimizer(config: Config, rate, variables):
     if decay:
         made.exclude_from_weight_decay([v for v in variables if len(v.shape) < 2])
     return made
+
+
+def fit_options(config: Config) -> dict:
+    """Returns the arguments of `training.fit.fit` that are settings of every mode."""
+    return {
+        "jit_compile": config.jit_compile == "true",
+        "keep_checkpoints": config.keep_checkpoints,
+        "checkpoint_minutes": config.checkpoint_minutes,
+    }

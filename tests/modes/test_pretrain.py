@@ -22,6 +22,7 @@ from tfsimclr.modes import pretrain
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.runs import loading
 from tfsimclr.training import checkpoints, recorder
+from tfsimclr.training.history import COLUMNS
 
 MEASURED_TIME = {"images_per_second"}
 
@@ -48,7 +49,7 @@ def test_history_holds_one_full_row_per_epoch(tiny, precision):
     rows = history(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["step"] for row in rows] == ["5", "10"]  # 80 images, batch 16
-    assert tuple(rows[0]) == tuple(recorder.COLUMNS)
+    assert tuple(rows[0]) == tuple(COLUMNS)
     for row in rows:
         numbers = {name: float(value) for name, value in row.items()}
         assert all(math.isfinite(value) for value in numbers.values()), numbers
@@ -104,7 +105,7 @@ def test_tensorboard_holds_scalars_and_pairs(tiny):
         str(folder / "tensorboard"), size_guidance={"tensors": 0}
     ).Reload()
     tags = set(events.Tags()["tensors"])
-    assert tags == set(recorder.COLUMNS) - {"epoch", "step"} | {"augmented_pairs"}
+    assert tags == set(COLUMNS) - {"epoch", "step"} | {"augmented_pairs"}
     losses_seen = [tf.make_ndarray(e.tensor_proto) for e in events.Tensors("loss")]
     wanted = [float(row["loss"]) for row in history(folder)]
     np.testing.assert_allclose(losses_seen, wanted, rtol=1e-5)

@@ -14,7 +14,8 @@ from tfsimclr import build, losses, run
 from tfsimclr.data import dataset as datasets
 from tfsimclr.modes import pretrain
 from tfsimclr.runs import folder as run_folder
-from tfsimclr.training import checkpoints, recorder, safeguards
+from tfsimclr.training import checkpoints, safeguards
+from tfsimclr.training.history import COLUMNS
 
 HEALTHY = {"feature_std": 0.4, "effective_rank": 20.0, "z_std": 0.5}
 
@@ -200,4 +201,4 @@ def test_the_alarm_rings_in_a_run_whose_features_are_all_alike(tiny, capsys):
     assert error.count("the features h have collapsed") == 1
     _, meta = checkpoints.load_latest(folder / "checkpoints")
     assert len(meta["rows"]) == config.epochs  # warned, not stopped
-    assert set(HEALTHY) <= set(recorder.COLUMNS)
+    assert set(HEALTHY) <= set(COLUMNS)

@@ -65,7 +65,6 @@ def distill(
     schedule = build.schedule(config, len(images) // config.batch_size)
     print(f"Distilling {folder}.", flush=True)
     fit.fit(
-        config,
         model,
         build.optimizer(config, schedule, model.learned_variables),
         schedule,
@@ -74,6 +73,8 @@ def distill(
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,
+        z_is_logits=True,
+        **build.fit_options(config),
         meta=classifiers.description(
             config, "h", meta["class_names"], distill=settings
         ),

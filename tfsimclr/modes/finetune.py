@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import resolve
+from tfsimclr import build, resolve
 from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
 from tfsimclr.errors import UserError
@@ -121,7 +121,6 @@ def _train(config, dataset, pretrained, rows, folder, settings) -> None:
     all_rows = len(rows) == len(split.images)
     folder.mkdir(parents=True, exist_ok=True)
     fit.fit(
-        config,
         model,
         optimizer,
         schedule,
@@ -133,6 +132,8 @@ def _train(config, dataset, pretrained, rows, folder, settings) -> None:
         seed=settings["seed"],
         epochs=settings["epochs"] // passes,
         passes=passes,
+        z_is_logits=True,
+        **build.fit_options(config),
         meta=classifiers.description(
             config, settings["from"], dataset.class_names, finetune=settings
         ),

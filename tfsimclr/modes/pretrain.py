@@ -26,7 +26,6 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     model = build.method(config, config.epochs * steps_per_epoch)
     schedule = build.schedule(config, steps_per_epoch)
     fit.fit(
-        config,
         model,
         build.optimizer(config, schedule, model.learned_variables),
         schedule,
@@ -35,4 +34,6 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,
+        meta={"config": config.pretraining()},
+        **build.fit_options(config),
     )

@@ -59,6 +59,7 @@ def network(config: Config, layer: str, num_classes: int, made=classifier.Classi
 def description(config: Config, layer: str, class_names, **about) -> dict:
     """Returns what a checkpoint must hold for `load` and `is_finished`."""
     return {
+        "config": config.pretraining(),
         "settings": dataclasses.asdict(config),
         "layer": layer,
         "class_names": list(class_names),

@@ -1,21 +1,24 @@
-"""The fit of a run: stopped anywhere, it goes on from there."""
+"""The training loop shared by pretraining, fine-tuning and distillation.
+
+It resumes exactly from the newest checkpoint.
+"""
 
 import contextlib
 import pathlib
 import signal
+import sys
+import threading
 
 import numpy as np
 
 from tfsimclr import __version__, files
 from tfsimclr.data import batches
-from tfsimclr.settings.config import Config
-from tfsimclr.training import recorder, safeguards
+from tfsimclr.training import progress, recorder, safeguards
 
 HEALTH_IMAGES = 256
 
 
 def fit(
-    config: Config,
     model,
     optimizer,
     schedule,
@@ -27,95 +30,115 @@ def fit(
     seed: int,
     epochs: int,
     passes: int = 1,
+    jit_compile: bool = False,
+    keep_checkpoints: int = 2,
+    checkpoint_minutes: float = 15.0,
     meta: dict | None = None,
     remedy: str = safeguards.REMEDY,
+    z_is_logits: bool = False,
 ) -> None:
     """Trains to the last epoch, from the newest checkpoint of the folder if any.
 
     Args:
-        config: Resolved.
-        model: A `Method`.
-        optimizer: Of it; not yet built.
-        schedule: The optimizer's learning rate.
+        model: A `Method`, not compiled.
+        optimizer: The optimizer, not built.
+        schedule: The optimizer's learning rate: step -> rate.
         images: uint8 `[n, s, s, 3]`.
         folder: Gets `checkpoints/`, `tensorboard/` and `history.csv`.
-        labels: int64 `[n]`, where the model learns from them.
+        labels: int64 `[n]`, for a model that learns from labels.
         batch_size: Images per step.
-        seed: Of the order of the images.
-        epochs: Rows of history.csv, each with a checkpoint.
-        passes: Over the images, in every such epoch.
-        meta: More for the meta of a checkpoint.
-        remedy: What to try if the numbers stop being finite.
+        seed: Seed of the order of the images.
+        epochs: Epochs; each ends with a row in history.csv and a checkpoint.
+        passes: How often an epoch goes over the images.
+        jit_compile: Whether XLA compiles the step.
+        keep_checkpoints: How many checkpoints to keep.
+        checkpoint_minutes: Longest time between two checkpoints, in minutes.
+        meta: Further content of a checkpoint's meta.
+        remedy: Advice at the end of the message about numbers that are not finite.
+        z_is_logits: Whether the last output is the logits of a classifier, which may
+            start at zero without having collapsed.
 
     Raises:
-        FloatingPointError: If the numbers stop being finite.
+        UserError: If the newest checkpoint is of other images or another model.
+        FloatingPointError: If loss or gradient stop being finite.
         KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
     """
     steps_per_epoch = passes * batches.steps_per_epoch(len(images), batch_size)
     variables = model.learned_variables
-    model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
-    # Of the compiled one: float16's loss scale is a variable of its wrapper, and must
-    # exist before a checkpoint is restored.
+    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+    # The optimizer of the compiled model wraps ours in float16; the loss scale is a
+    # variable of the wrapper, and must exist before a checkpoint is restored.
     model.optimizer.build(variables)
-    journal = recorder.Recorder(
+    saver = recorder.Recorder(
         folder,
         sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
-        keep=config.keep_checkpoints,
-        minutes=config.checkpoint_minutes,
-        meta={
-            "config": config.pretraining(),
-            "version": __version__,
-            "images": _identity(images),
-            **(meta or {}),
-        },
+        keep=keep_checkpoints,
+        minutes=checkpoint_minutes,
+        meta={"version": __version__, "images": _identity(images), **(meta or {})},
     )
-    done = journal.restore(model)
+    done = saver.restore(model)
     total = epochs * steps_per_epoch
     if done:
         print(f"Going on at step {done} of {total}.")
-    watch = [
-        safeguards.TerminateOnNonFinite(journal.checkpoint_folder, schedule, remedy),
-        journal,
-        safeguards.CollapseWarning(),
+    callbacks = [
+        safeguards.TerminateOnNonFinite(saver.checkpoint_folder, schedule, remedy),
+        saver,
+        safeguards.CollapseWarning(check_z=not z_is_logits),
     ]
-    with _saving_on_signals(journal):
+    is_terminal = sys.stdout.isatty()
+    if not is_terminal:
+        callbacks.append(progress.EpochLines(epochs, total))
+    with _saving_on_signals(saver):
         for first, last in fit_segments(done, total, steps_per_epoch):
             model.fit(
                 batches.training_batches(images, batch_size, seed, first, last, labels),
                 initial_epoch=first // steps_per_epoch,
                 epochs=-(-last // steps_per_epoch),
                 steps_per_epoch=min(steps_per_epoch, last - first),
-                callbacks=watch,
+                callbacks=callbacks,
                 shuffle=False,  # the batches come in their order
+                verbose=1 if is_terminal else 0,
             )
 
 
+def fit_segments(done: int, total: int, steps_per_epoch: int):
+    """Yields (first, last) step of each call of Keras `fit`.
+
+    `fit` knows only whole epochs, so the rest of a half-done epoch is a call of its
+    own, and all further epochs are another.
+    """
+    epoch_end = -(-done // steps_per_epoch) * steps_per_epoch
+    if done < epoch_end:
+        yield done, epoch_end
+    if epoch_end < total:
+        yield epoch_end, total
+
+
 def _identity(images: np.ndarray, count: int = 512) -> str:
-    """Returns a checksum of how many images there are and of some, evenly spread."""
+    """Returns a checksum of the shape and of up to `count` images, evenly spread."""
     rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
     return files.sha256(np.array(images.shape), images[rows])
 
 
-def fit_segments(done: int, total: int, steps_per_epoch: int):
-    """Yields (first, last) step: the rest of a half-done epoch, then the others."""
-    whole = -(-done // steps_per_epoch) * steps_per_epoch
-    if done < whole:
-        yield done, whole
-    if whole < total:
-        yield whole, total
-
-
 @contextlib.contextmanager
-def _saving_on_signals(journal: recorder.Recorder):
-    """Lets SIGINT and SIGTERM end the run after the running step, with its state."""
+def _saving_on_signals(saver: recorder.Recorder):
+    """Makes SIGINT and SIGTERM save and stop the run after the current step."""
+    if threading.current_thread() is not threading.main_thread():
+        print(
+            "Note: the training runs outside of the main thread, where signals cannot "
+            "be handled. If the process is stopped, what was trained since the last "
+            "checkpoint is lost."
+        )
+        yield
+        return
 
     def handle(number, frame):
-        if journal.interrupted:  # a second Ctrl-C: the owner means now
+        if saver.interrupted:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
-        journal.interrupted = True
+        saver.interrupted = True
         print(f"\n{signal.Signals(number).name}: saving after this step.", flush=True)
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

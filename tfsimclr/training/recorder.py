@@ -1,8 +1,5 @@
-"""The journal of a run: its records and checkpoints."""
+"""Checkpoints of a training, and the record that each epoch leaves."""
 
-import contextlib
-import csv
-import io
 import pathlib
 import resource
 import sys
@@ -12,33 +9,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import files
 from tfsimclr.errors import UserError
-from tfsimclr.evaluation import metrics
 from tfsimclr.training import checkpoints, safeguards
+from tfsimclr.training.health import FeatureHealth
+from tfsimclr.training.history import History
 from tfsimclr.views import random_view
 
-COLUMNS = (
-    "epoch step loss loss_above_chance contrastive_top1 learning_rate gradient_norm "
-    "loss_scale skipped_steps alignment uniformity feature_std effective_rank "
-    "z_std z_effective_rank images_per_second"
-).split()
 SAVED = "Stopped and saved."
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes history.csv, TensorBoard and checkpoints, and restores from the latter.
+    """Saves and restores checkpoints, and records every epoch.
 
     Args:
         folder: The run folder.
-        sample: uint8 images `[n, H, W, 3]` on which the features' health is measured.
-        batch_size: Of the training, for images per second.
-        steps_per_epoch: Of the training.
-        schedule: Learning rate of an update.
-        keep: Checkpoints to keep.
-        minutes: Save at least this often.
-        meta: Goes into every checkpoint; its "images" must be those of a checkpoint
-            that is restored.
+        sample: uint8 images `[n, H, W, 3]` on which the features are measured.
+        batch_size: Images per step, for images per second.
+        steps_per_epoch: Steps of an epoch.
+        schedule: Step of the optimizer -> learning rate.
+        keep: How many checkpoints to keep.
+        minutes: Longest time between two checkpoints, in minutes.
+        meta: Goes into every checkpoint. A checkpoint is restored only if its "images",
+            a checksum of the training images, is the same.
     """
 
     def __init__(
@@ -53,50 +45,52 @@ class Recorder(keras.callbacks.Callback):
         self.keep = keep
         self.minutes = minutes
         self.meta = meta
-        self.rows: list[dict] = []
-        self.seconds = 0.0  # of training, over all sittings
-        self.epoch_seconds = 0.0  # of the running epoch, before this sitting
+        self.history = History(self.folder)
+        self.health = FeatureHealth(sample)
+        self.seconds = 0.0  # of training, before the running epoch
+        self.epoch_seconds = 0.0  # of the running epoch, in earlier processes
         self.epoch_steps = 0  # of the running epoch, in all
         self.peak_memory = 0
         self.interrupted = False  # set by a signal handler
         self._arrays: dict | None = None
-        self.board = self.folder / "tensorboard"
-        # Called eagerly, Keras keeps every map until the last layer is done, which is
-        # more memory than a training step of a small batch takes.
-        self._layers = tf.function(lambda view: self.model(view, training=False))
-        with files.disk_errors(self.board):
-            self._writer = tf.summary.create_file_writer(str(self.board))
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
         return self.folder / "checkpoints"
 
     def restore(self, model) -> int:
-        """Sets the model to its newest checkpoint; returns the steps done."""
-        found = checkpoints.load_latest(self.checkpoint_folder)
-        if found is None:
+        """Sets the model to its newest checkpoint; returns the steps done.
+
+        Raises:
+            UserError: If the checkpoint is of other images or does not fit the model.
+        """
+        checkpoint = checkpoints.load_latest(self.checkpoint_folder)
+        if checkpoint is None:
             if any(self.checkpoint_folder.glob("step-*.npz")):
                 print("Training starts from the beginning.", file=sys.stderr)
             return 0
-        arrays, meta = found
+        arrays, meta = checkpoint
         if meta["images"] != self.meta["images"]:
             raise UserError(
-                f"{self.folder} was trained on other images than there are now. Put "
-                "the old ones back, or name another --workdir."
+                f"{self.folder} was trained on other images than those of this "
+                "command. Restore the old images, or name another --workdir."
             )
         self._arrays = arrays
         checkpoints.restore(model, self._arrays)
-        for name in ("rows", "seconds", "epoch_seconds", "epoch_steps"):
-            setattr(self, name, meta[name])
+        self.history.rows = meta["rows"]
+        self.seconds = meta["seconds"]
+        self.epoch_seconds = meta["epoch_seconds"]
+        self.epoch_steps = meta["epoch_steps"]
         self.peak_memory = meta["peak_memory_bytes"]
-        self.write_history()
+        self.history.write()
         return int(model.step)
 
-    def save(self):
+    def save(self) -> None:
+        """Writes a checkpoint of the model, its optimizer and the running epoch."""
         self.peak_memory = max(self.peak_memory, peak_memory())
         meta = {
             "step": int(self.model.step),
-            "rows": self.rows,
+            "rows": self.history.rows,
             "seconds": self.seconds,
             "epoch_seconds": self._elapsed(),
             "epoch_steps": self.epoch_steps,
@@ -113,12 +107,12 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._last_save = time.monotonic()
-        if not self.rows and not self.epoch_steps:
-            self._show_pairs()
+        if not self.history.rows and not self.epoch_steps:
+            self.history.show_pairs(pairs_grid(self.model, self.sample[:8]))
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._arrays is not None and self.epoch_steps:
-            # `fit` has just reset the accumulators of an epoch that is half done.
+            # `fit` has just reset the metrics of an epoch that is half done.
             checkpoints.restore_metrics(self.model, self._arrays)
         self._arrays = None
         self._epoch_start = self._last_step = time.monotonic()
@@ -136,7 +130,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self._elapsed()
-        logs.update(self._health())  # callbacks after this one see it
+        logs.update(self.health.measure(self.model))  # for the callbacks after this one
         images = self.epoch_steps * self.batch_size
         row = {
             "epoch": epoch + 1,
@@ -146,57 +140,16 @@ class Recorder(keras.callbacks.Callback):
             "images_per_second": images / seconds,
             **{name: float(value) for name, value in logs.items()},
         }
-        self.rows.append(row)
         self.seconds += seconds
         self.epoch_seconds, self.epoch_steps = 0.0, 0
         self._epoch_start = self._last_step = time.monotonic()
-        self.write_history()
-        with self._on_board(row["step"]):
-            for name in row.keys() - {"epoch", "step"}:
-                tf.summary.scalar(name, row[name])
+        self.history.append(row)
         self.save()
         if self.interrupted:
             raise KeyboardInterrupt(SAVED)
 
-    def write_history(self):
-        text = io.StringIO()
-        extra = [name for name in (self.rows or [{}])[0] if name not in COLUMNS]
-        writer = csv.DictWriter(text, [*COLUMNS, *extra], restval="")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        path = self.folder / "history.csv"
-        files.write_atomically(path, text.getvalue().encode())
-
     def _elapsed(self) -> float:
         return self.epoch_seconds + self._last_step - self._epoch_start
-
-    def _health(self) -> dict[str, float]:
-        """Returns the measures of h and z on two fixed views of the sample."""
-        pair = self.model.two_views(self.sample, 2**31 - 1)
-        layers_a, layers_b = (self._layers(view) for view in pair)
-        z_a, z_b = layers_a[-1], layers_b[-1]
-        values = {
-            "alignment": metrics.alignment(z_a, z_b),
-            "uniformity": metrics.uniformity(z_a),
-            "feature_std": metrics.feature_std(layers_a[0]),
-            "effective_rank": metrics.effective_rank(layers_a[0]),
-            "z_std": metrics.feature_std(z_a),
-            "z_effective_rank": metrics.effective_rank(z_a),
-        }
-        return {name: float(value) for name, value in values.items()}
-
-    def _show_pairs(self):
-        picture = pairs_grid(self.model, self.sample[:8])
-        with self._on_board(0):
-            tf.summary.image("augmented_pairs", picture[None])
-
-    @contextlib.contextmanager
-    def _on_board(self, step: int):
-        """Sends summaries to TensorBoard's file, and that to the disk."""
-        with files.disk_errors(self.board):
-            with self._writer.as_default(step=step):
-                yield
-            self._writer.flush()
 
 
 def pairs_grid(model, images) -> np.ndarray:
@@ -207,7 +160,7 @@ def pairs_grid(model, images) -> np.ndarray:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes in use so far: the GPU's if there is one, else ours."""
+    """Returns the most bytes in use so far: of the GPU, or else of this process."""
     if tf.config.list_physical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Brakes and alarms of the training."""
+"""Callbacks that stop a training at numbers not finite and warn of a collapse."""
 
 import math
 import pathlib
@@ -7,27 +7,33 @@ import sys
 import keras
 import tensorflow as tf
 
-# Float16's loss scale starts at 2^15: that many halvings are no cause for alarm.
+# Float16's loss scale starts at 2^15 and is halved at every skipped step, so a run of
+# up to about 20 skips is normal.
 MAX_CONSECUTIVE_SKIPS = 50
 REMEDY = (
     "Try a lower --learning_rate, a longer --warmup_epochs or --precision=float32 in a "
     "new --workdir."
 )
-# An untrained ResNet has about 0.4 and tens of directions; a collapsed one, nothing.
+# An untrained ResNet has a standard deviation of about 0.4 and an effective rank of
+# tens; collapsed features have 0 and 1.
 MIN_FEATURE_STD = 0.05
 MIN_EFFECTIVE_RANK = 1.5
 
 
 class TerminateOnNonFinite(keras.callbacks.Callback):
-    """Stops the run at the first step whose numbers cannot be trained on.
+    """Stops the run at the first step whose loss or gradient is not finite.
 
-    Under mixed_float16 single skipped steps belong to the search for the loss scale;
-    only an endless row of them stops the run.
+    Under mixed_float16 the optimizer skips such steps to find its loss scale, so only
+    more than `MAX_CONSECUTIVE_SKIPS` skipped steps in a row stop the run.
 
     Args:
-        folder: Of the checkpoints, named in the message.
-        schedule: Learning rate of an update, named in the message.
-        remedy: The end of the message.
+        folder: Folder of the checkpoints; the message names the newest one.
+        schedule: Step of the optimizer -> learning rate, for the message.
+        remedy: Advice at the end of the message.
+
+    Raises:
+        FloatingPointError: From `fit`, with the step, the learning rate, the loss scale
+            and the gradient norm.
     """
 
     def __init__(self, folder: pathlib.Path, schedule, remedy: str = REMEDY):
@@ -43,8 +49,8 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.total_skips is None:
-            # Not zero where an epoch is resumed: the journal brings its accumulators
-            # back as the epoch begins.
+            # Not zero in a resumed epoch: the recorder restores the metrics at its
+            # beginning.
             self.total_skips = float(
                 self.model.metric_trackers["skipped_steps"].result()
             )
@@ -76,31 +82,35 @@ class CollapseWarning(keras.callbacks.Callback):
     """Warns once if the features of all images have become (nearly) the same.
 
     Reads `feature_std` and `effective_rank` of h and `z_std` from the logs of an epoch.
-    A loss without negatives collapses z first: h may look well long after. The rank of
-    z is no sign, since a narrow z has few directions anyway.
+    A loss without negatives collapses z first, while h still looks normal. The rank of
+    z is not checked: a narrow z has a small rank anyway.
+
+    Args:
+        check_z: Whether to check z too. Logits of a classifier may start at zero.
     """
 
-    def __init__(self):
+    def __init__(self, check_z: bool = True):
         super().__init__()
+        self.check_z = check_z
         self.warned = False
 
     def on_epoch_end(self, epoch, logs=None):
         if self.warned:
             return
-        spread, rank, of_z = (
+        std, rank, z_std = (
             logs[name] for name in ("feature_std", "effective_rank", "z_std")
         )
-        # Not "<": what is not a number is no health either.
-        if not (spread > MIN_FEATURE_STD and rank > MIN_EFFECTIVE_RANK):
-            sick, cause = "h", f"standard deviation {spread:.3g} of 1, rank {rank:.3g}"
-        elif not of_z > MIN_FEATURE_STD:
-            sick, cause = "z", f"standard deviation {of_z:.3g} of 1"
+        # Written as `not (x > limit)` so that NaN also triggers the warning.
+        if not (std > MIN_FEATURE_STD and rank > MIN_EFFECTIVE_RANK):
+            layer, cause = "h", f"standard deviation {std:.3g} of 1, rank {rank:.3g}"
+        elif self.check_z and not z_std > MIN_FEATURE_STD:
+            layer, cause = "z", f"standard deviation {z_std:.3g} of 1"
         else:
             return
         self.warned = True
         print(
-            f"\nWarning: the features {sick} have collapsed after epoch {epoch + 1} "
-            f"({cause}): all images look alike to the network. Try a lower "
+            f"\nWarning: the features {layer} have collapsed after epoch {epoch + 1} "
+            f"({cause}): they are nearly the same for all images. Try a lower "
             "--learning_rate, another --temperature or, for byol, a predictor "
             "(--pred_layers=2) and an --ema_decay nearer to 1.",
             file=sys.stderr,
@@ -108,11 +118,11 @@ class CollapseWarning(keras.callbacks.Callback):
 
 
 def learning_rate(model, schedule) -> float:
-    """Returns the schedule's rate of the last update applied, not of the next."""
+    """Returns the learning rate of the last update that was applied."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return float(schedule(max(int(optimizer.iterations) - 1, 0)))
 
 
 def loss_scale(model) -> float:
-    """Returns float16's loss scale; 1 in other precisions."""
+    """Returns the loss scale of float16; 1 in other precisions."""
     return float(model.optimizer.scale_loss(tf.ones([])))
