@@ -1,16 +1,14 @@
-"""The command line: help, refusals in one line, flagfiles and recipes."""
+"""The command line: help, refusals in one line, and flagfiles."""
 
 import os
 import pathlib
 import re
 import resource
-import shlex
 import subprocess
 import sys
 
 import pytest
 from absl import flags
-from conftest import with_optimizer_defaults
 
 from tfsimclr import run
 from tfsimclr.settings import config, flagfiles
@@ -18,10 +16,6 @@ from tfsimclr.settings import config as configs
 from tfsimclr.settings.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "flags").glob("**/*.flags"))
-by_recipe = pytest.mark.parametrize(
-    "recipe", RECIPES, ids=[str(p.relative_to(ROOT / "flags")) for p in RECIPES]
-)
 
 
 def launch(*arguments, code=None, cwd=ROOT):
@@ -227,56 +221,3 @@ def test_the_lines_of_a_config_are_a_flagfile(tmp_path):
         workdir="/meine Läufe/猫 # 1", data_dir="/a=b", flip=False, learning_rate=1 / 3
     )
     assert parse([flagfile(tmp_path / "a b.flags", "# x", *config.lines())]) == config
-
-
-def test_there_are_recipes():
-    assert len(RECIPES) >= 9
-
-
-@by_recipe
-def test_a_recipe_carries_its_evidence_and_its_command_parses(recipe, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    header = recipe.read_text(encoding="utf-8")
-    assert re.search(r"^# Result: \S", header, re.M)
-    (command,) = re.findall(r"^# Run: +python -m tfsimclr\.run (.*)$", header, re.M)
-    name = recipe.relative_to(ROOT).as_posix()
-    assert f"--flagfile={name}" in shlex.split(command)
-    config = parse(shlex.split(command))
-    assert with_optimizer_defaults(config).learning_rate > 0
-
-
-BASE = {
-    **{"dataset": "stl10", "image_size": 96, "backbone": "resnet18", "width": 1},
-    **{"stem": "imagenet", "batch_size": 128, "epochs": 40, "temperature": 0.5},
-    **{"proj_layers": 2, "proj_dim": 64, "proj_hidden": 0, "proj_batch_norm": "false"},
-    **{"proj_activation": "relu", "optimizer": "adam", "learning_rate": 3e-4},
-    **{"learning_rate_scaling": "none", "warmup_epochs": 0, "schedule": "constant"},
-    **{"weight_decay": 0, "crop_min_area": 0.08, "jitter_strength": 1, "blur": 0},
-    **{"flip": True, "grayscale": 0.2, "feature": "h", "probe_epochs": 100},
-    **{"probe_optimizer": "adam", "probe_learning_rate": 3e-4, "probe_batch_size": 256},
-    **{"num_pretrain_images": 0, "num_train_images": 0, "selective_kernel": False},
-}
-LARS = {
-    **{"optimizer": "lars", "learning_rate": 0.075, "learning_rate_scaling": "sqrt"},
-    **{"warmup_epochs": 1, "schedule": "cosine", "weight_decay": 1e-6},
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("baseline_128", {}),
-        ("baseline_256", {"batch_size": 256}),
-        ("simclr_z", {"feature": "z"}),
-        ("tanh", {"proj_activation": "tanh"}),
-        ("leaky_relu", {"proj_activation": "leaky_relu"}),
-        ("lars", LARS),
-        ("layer3", {"proj_layers": 3}),
-        ("layer4", {"proj_layers": 4}),
-        ("lars_layer4", {**LARS, "proj_layers": 4}),
-    ],
-)
-def test_the_paper_s_recipes_say_exactly_what_the_paper_did(name, changes):
-    config = parse([f"--flagfile={ROOT}/flags/paper/{name}.flags"])
-    found = {setting: getattr(config, setting) for setting in BASE}
-    assert found == {**BASE, **changes}
