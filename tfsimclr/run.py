@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import io
 import os
+import pathlib
 import signal
 import sys
 import tempfile
@@ -92,8 +93,14 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     resolve.check(config, given, typed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    dataset = build.dataset(config)
-    config = resolve.resolve(config, dataset)
+    if config.mode == "export" and _flags_file(config).is_file():
+        # The run folder has all that an export needs; the data may be gone.
+        saved = flagfiles.read_config(_flags_file(config))
+        settings = {name: getattr(config, name) for name in config.changed()}
+        dataset, config = None, dataclasses.replace(saved, **settings)
+    else:
+        dataset = build.dataset(config)
+        config = resolve.resolve(config, dataset)
     if config.mode == "plan":  # makes no run folder
         return modes.plan.plan(config, dataset)
     if not config.workdir:
@@ -105,6 +112,10 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
         for part in modes.MODES[config.mode]:
             part(config, dataset, workdir)
     print(f"Run folder: {workdir}")
+
+
+def _flags_file(config: configs.Config) -> pathlib.Path:
+    return pathlib.Path(config.workdir or config.default_workdir()) / "flags.txt"
 
 
 def _tensorflow():

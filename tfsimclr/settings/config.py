@@ -62,6 +62,7 @@ class Config:
     data_dir: str = option(
         "",
         "Image folder of --dataset=folder, or the data folder of TensorFlow Datasets.",
+        pretraining=False,
     )
     cache_dir: str = option(
         "",
@@ -401,6 +402,7 @@ class Config:
         "Run folder of the teacher of --mode=distill: a run with a fine-tuned "
         "network, or an earlier student. The student gets a run folder of its "
         "own.",
+        pretraining=False,
     )
 
     # Planning
@@ -482,10 +484,12 @@ class Config:
             for field in dataclasses.fields(self)
             if field.metadata["since"] and getattr(self, field.name) == field.default
         }
+        # A run is not tied to these paths, but a run of other images is another run.
+        paths = {"data_dir": self.data_dir, "teacher_dir": self.teacher_dir}
         # Under the names of the first version, so that its run folders are found.
         named = sorted(
             (old_names.get(name, name), value)
-            for name, value in self.pretraining().items()
+            for name, value in {**self.pretraining(), **paths}.items()
             if name not in newer
         )
         digest = hashlib.sha256(repr(named).encode()).hexdigest()[:8]

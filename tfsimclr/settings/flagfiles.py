@@ -2,6 +2,9 @@
 
 import os
 
+from absl import flags
+
+from tfsimclr.errors import UserError
 from tfsimclr.settings import config as configs
 
 # The first line of the flags.txt of a run folder begins so.
@@ -43,6 +46,22 @@ def names_given(argv: list[str]) -> tuple[frozenset[str], frozenset[str]]:
             if origin == "typed":
                 typed.add(fields[name])
     return frozenset(given), frozenset(typed)
+
+
+def read_config(path: str | os.PathLike) -> configs.Config:
+    """Returns the config of a flagfile, such as the flags.txt of a run folder.
+
+    Raises:
+        SystemExit: If the flagfile cannot be read.
+        UserError: If it holds a flag or a value that does not exist.
+    """
+    values = flags.FlagValues()
+    configs.define_flags(values)
+    try:
+        values(["", *expand([f"--flagfile={os.fspath(path)}"])])
+    except flags.Error as error:
+        raise UserError(f"{os.fspath(path)} cannot be used: {error}") from error
+    return configs.from_flags(values)
 
 
 def _expanded(argv, folder: str = "", seen: tuple = (), origin: str = "typed"):
