@@ -172,7 +172,7 @@ def test_top1_in_blocks_is_the_same(block_rows, with_keys):
 
 def test_top1_against_keys_leaves_out_the_own_key():
     z = np.eye(4, dtype="float32")
-    # The own key is the nearest of all, and no candidate; the positive comes next.
+    # The key of the same view is nearest but excluded; the positive comes next.
     near = z + 0.1
     assert float(metrics.contrastive_top1(z, z, keys=(near, near))) == 1.0
     far = np.roll(z, 1, axis=0)

@@ -364,13 +364,13 @@ def test_blocks_give_the_same_loss_and_gradient(
             )
         return loss, tape.gradient(loss, batches, unconnected_gradients="zero")
 
-    loss, wanted = gradients(*batches, rows=0)
+    loss, expected = gradients(*batches, rows=0)
     blocks = tf.function(
         lambda *batches: gradients(*batches, rows=block_rows), jit_compile=jit_compile
     )
-    blocked_loss, got = blocks(*batches)
+    blocked_loss, blocked = blocks(*batches)
     np.testing.assert_allclose(blocked_loss, loss, rtol=1e-6)
-    for one, other in zip(got, wanted, strict=True):
+    for one, other in zip(blocked, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert all(np.abs(one).max() > 0 for one in got[: 4 if with_keys else 2])
 

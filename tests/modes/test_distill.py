@@ -1,4 +1,4 @@
-"""Distillation: the loss, the teacher that stays, the labels that nobody looks at."""
+"""Distillation: the loss, the unchanged teacher, and that no label is used."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tfsimclr.training import checkpoints, fit, recorder
 from tfsimclr.views import random_view
 
 
-def twin(student, teacher, temperature):
+def slow_distillation(student, teacher, temperature):
     """Returns equation 2 of the SimCLRv2 paper, times T^2, in float64 by loops."""
     total = 0.0
     for s, t in zip(student.astype("float64"), teacher.astype("float64"), strict=True):
@@ -34,7 +34,7 @@ def twin(student, teacher, temperature):
     return temperature**2 * total / len(student)
 
 
-def small(made, classes=3, seed=0, **more):
+def small(network, classes=3, seed=0, **more):
     """Returns a network of 8-pixel images that compiles at once."""
     keras.utils.set_random_seed(seed)
     encoder = keras.Sequential(
@@ -45,7 +45,7 @@ def small(made, classes=3, seed=0, **more):
         ]
     )
     head = heads.ProjectionHead(1, dim=classes, bias=True)
-    return made(encoder, head, random_view.Views(8, 0.5, 0.0, grayscale=0.0), **more)
+    return network(encoder, head, random_view.Views(8, 0.5, 0.0, grayscale=0.0), **more)
 
 
 def pictures(count=32):
@@ -90,21 +90,23 @@ def test_distillation_matches_loops(n, classes, temperature):
     student, teacher = logits.astype("float32")
     fast = losses.distillation(student, teacher, temperature)
     assert fast.dtype == tf.float32 and fast.shape == ()
-    np.testing.assert_allclose(fast, twin(student, teacher, temperature), rtol=1e-5)
+    np.testing.assert_allclose(
+        fast, slow_distillation(student, teacher, temperature), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_its_gradient_is_the_difference_of_the_two_answers(temperature):
+def test_its_gradient_is_the_difference_of_the_predictions(temperature):
     logits = np.random.default_rng(1).normal(size=(2, 4, 3)).astype("float32")
     student, teacher = tf.Variable(logits[0]), tf.Variable(logits[1])
     with tf.GradientTape() as tape:
         loss = losses.distillation(student, teacher, temperature)
     answers = [tf.nn.softmax(x / temperature) for x in (student, teacher)]
-    wanted = temperature * (answers[0] - answers[1]) / 4
-    np.testing.assert_allclose(tape.gradient(loss, student), wanted, atol=1e-6)
+    expected = temperature * (answers[0] - answers[1]) / 4
+    np.testing.assert_allclose(tape.gradient(loss, student), expected, atol=1e-6)
 
 
-def test_equal_answers_leave_the_entropy_of_the_teacher():
+def test_equal_predictions_give_the_entropy_of_the_teacher():
     uniform = losses.distillation(tf.zeros((3, 8)), tf.ones((3, 8)), 0.5)
     np.testing.assert_allclose(uniform, 0.25 * np.log(8), rtol=1e-6)
     sure = tf.constant([[90.0, 0.0, 0.0]])
@@ -121,9 +123,9 @@ def test_half_precision_and_cold_temperatures_stay_finite():
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_the_student_learns_to_answer_as_the_teacher(precision):
+def test_the_student_learns_the_predictions_of_the_teacher(precision):
     teacher = small(classifier.Classifier, seed=1)
-    teacher.head.last.kernel.assign(8 * teacher.head.last.kernel)  # sure of itself
+    teacher.head.last.kernel.assign(8 * teacher.head.last.kernel)  # more confident
     keras.config.set_dtype_policy(precision)
     student = small(
         classifier.Student,
@@ -180,13 +182,13 @@ def test_the_temperature_must_be_above_zero():
 # The run
 
 
-def test_the_result_says_who_taught_it_and_what(student):
+def test_the_result_names_the_teacher_and_the_settings(student):
     config, dataset, folder, teacher = student
     result = json.loads((folder / "result.json").read_text())
-    about = result["distill"]
-    assert about["labels"] == 0.5 and about["from"] == "head_1" and about["seed"] == 0
-    assert about["temperature"] == 0.5 and about["generation"] == 1
-    assert about["teacher"] == checkpoints.hash_weights(classifiers.load(teacher)[0])
+    entry = result["distill"]
+    assert entry["labels"] == 0.5 and entry["from"] == "head_1" and entry["seed"] == 0
+    assert entry["temperature"] == 0.5 and entry["generation"] == 1
+    assert entry["teacher"] == checkpoints.hash_weights(classifiers.load(teacher)[0])
     assert result["config"]["width"] == 0.0625
     assert result["training"]["steps"] == 2 * 80 // 16
     model, meta = classifiers.load(folder)
@@ -196,18 +198,18 @@ def test_the_result_says_who_taught_it_and_what(student):
     )
     assert meta["layer"] == "h" and len(model(np.zeros((1, 16, 16, 3), "f"))) == 2
     larger = classifiers.load(teacher)[0].encoder.count_params()
-    assert about["encoder_parameters"] == model.encoder.count_params() < larger
+    assert entry["encoder_parameters"] == model.encoder.count_params() < larger
     header = (folder / "history.csv").read_text().splitlines()[0]
     assert header.endswith("agreement")
 
 
 def test_without_any_label_it_is_the_same_student(student, tmp_path, monkeypatch):
     config, dataset, folder, _ = student
-    given = []
+    labels = []
     original = batches.training_batches
 
     def spy(*arguments):
-        given.extend(arguments[5:])
+        labels.extend(arguments[5:])
         return original(*arguments)
 
     monkeypatch.setattr(batches, "training_batches", spy)
@@ -216,7 +218,7 @@ def test_without_any_label_it_is_the_same_student(student, tmp_path, monkeypatch
     other = tmp_path / "blind"
     other.mkdir()
     distill.distill(dataclasses.replace(config, workdir=str(other)), blind, other)
-    assert given == [None]
+    assert labels == [None]
     ours, _ = checkpoints.load_latest(other / "checkpoints")
     theirs, _ = checkpoints.load_latest(folder / "checkpoints")
     for key in theirs:
@@ -225,13 +227,13 @@ def test_without_any_label_it_is_the_same_student(student, tmp_path, monkeypatch
     assert json.loads((other / "result.json").read_text())["top1"] is None
 
 
-def test_it_is_trained_on_the_unlabelled_images_in_its_own_light_views(
+def test_it_is_trained_on_the_unlabelled_images_in_crops_and_flips(
     student, tmp_path, monkeypatch
 ):
     config, dataset, _, _ = student
     seen = {}
 
-    def look(config, model, optimizer, schedule, images, folder, **more):
+    def look(model, optimizer, schedule, images, folder, **more):
         seen.update(model=model, images=images, more=more)
         raise KeyboardInterrupt
 
@@ -239,18 +241,19 @@ def test_it_is_trained_on_the_unlabelled_images_in_its_own_light_views(
     config = dataclasses.replace(config, num_pretrain_images=50)
     with pytest.raises(KeyboardInterrupt):
         distill.distill(config, dataset, tmp_path / "new")
-    wanted = sampling.random_subset(dataset.unlabeled.images, 50)
-    np.testing.assert_array_equal(seen["images"], wanted)
+    expected = sampling.random_subset(dataset.unlabeled.images, 50)
+    np.testing.assert_array_equal(seen["images"], expected)
     assert "labels" not in seen["more"] and seen["more"]["epochs"] == 2
     assert seen["model"].views.jitter_strength == 0 == seen["model"].views.grayscale
     assert seen["model"].temperature == config.temperature
-    # It starts as the untrained encoder of its own settings.
+    # It starts as the untrained encoder of its settings.
+    build.start(config)
     fresh = build.encoder(config)
     for ours, theirs in zip(seen["model"].encoder.weights, fresh.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_finished_student_is_left_as_it_is(student, capsys, monkeypatch):
+def test_a_finished_student_is_not_trained_again(student, capsys, monkeypatch):
     config, dataset, folder, _ = student
     monkeypatch.delattr(fit, "fit")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
@@ -259,7 +262,7 @@ def test_a_finished_student_is_left_as_it_is(student, capsys, monkeypatch):
     assert "Finished before" in capsys.readouterr().out
 
 
-def test_a_stopped_student_goes_on(student, tmp_path, monkeypatch):
+def test_an_interrupted_student_resumes(student, tmp_path, monkeypatch):
     config, dataset, whole, _ = student
     folder = tmp_path / "stopped"
     folder.mkdir()
@@ -289,7 +292,7 @@ def test_another_teacher_in_the_same_folder_is_refused(student):
         distill.distill(config, dataset, folder)
 
 
-def test_a_student_can_teach(student, tmp_path, monkeypatch):
+def test_a_student_can_be_a_teacher(student, tmp_path, monkeypatch):
     config, dataset, folder, _ = student
     config = dataclasses.replace(config, teacher_dir=str(folder))
     assert classifiers.teacher_folder(config) == folder
@@ -307,8 +310,8 @@ def test_the_exported_student_gives_its_logits(student):
     serve = tf.saved_model.load(str(path)).signatures["serving_default"]
     outputs = serve(images=tf.cast(dataset.test.images, tf.float32))
     assert set(outputs) == {"h", "logits"}
-    wanted = classifiers.load(folder)[0].features(dataset.test.images)
-    np.testing.assert_allclose(outputs["logits"], wanted["z"], atol=1e-4)
+    expected = classifiers.load(folder)[0].features(dataset.test.images)
+    np.testing.assert_allclose(outputs["logits"], expected["z"], atol=1e-4)
 
 
 # Refusals

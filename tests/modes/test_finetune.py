@@ -1,4 +1,4 @@
-"""Fine-tuning: the labels, what moves, what stays, and the files it leaves."""
+"""Fine-tuning: the labels, what is trained, what is not, and the files written."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ def finetuned(finetuned_once, tmp_path):
 
 
 def weights_of(folder):
-    """Returns {key: array} of the model's own variables in the newest checkpoint."""
+    """Returns {key: array} of the model's variables in the newest checkpoint."""
     arrays, _ = checkpoints.load_latest(folder / "checkpoints")
     return {key: array for key, array in arrays.items() if key.startswith("model/")}
 
 
-def small(made=classifier.Classifier, classes=3, **more):
+def small(network=classifier.Classifier, classes=3, **more):
     """Returns a classifier of 8-pixel images that compiles at once."""
     encoder = keras.Sequential(
         [
@@ -48,7 +48,7 @@ def small(made=classifier.Classifier, classes=3, **more):
         ]
     )
     head = heads.ProjectionHead(2, dim=classes, hidden_dim=12, bias=True)
-    return made(encoder, head, random_view.Views(8, 0.5, 0.0, grayscale=0.0), **more)
+    return network(encoder, head, random_view.Views(8, 0.5, 0.0, grayscale=0.0), **more)
 
 
 def coloured(count=24):
@@ -96,7 +96,7 @@ def test_the_subset_is_fixed_by_its_seed_and_grows_with_its_share():
 @pytest.mark.parametrize(
     ("settings", "images", "expected"),
     [
-        # ImageNet: as the paper has it
+        # ImageNet: as in the paper
         ({"label_fraction": 0.01}, 12811, ("head_1", 60, 0.005)),
         ({"label_fraction": 0.1}, 128116, ("head_1", 30, 0.005)),
         ({"label_fraction": 1.0}, 1281167, ("h", 30, 0.005)),
@@ -107,13 +107,13 @@ def test_the_subset_is_fixed_by_its_seed_and_grows_with_its_share():
             ("head_1", 30, 0.002),
         ),
         ({"label_fraction": 0.1, "proj_layers": 1}, 128116, ("h", 30, 0.005)),
-        # few images: 500 steps
+        # few images: at least 500 steps
         ({"label_fraction": 0.01}, 10, ("head_1", 500, 0.005)),
         ({"label_fraction": 1.0}, 1000, ("h", 72, 0.005)),
         ({"finetune_layer": "h", "finetune_epochs": 3}, 10, ("h", 3, 0.005)),
     ],
 )
-def test_settings_left_open_are_those_of_the_paper(settings, images, expected):
+def test_default_settings_are_those_of_the_paper(settings, images, expected):
     config = Config(**{"proj_layers": 3, "width": 1.0, **settings})
     config = resolve.resolve_finetune(config, images)
     names = ("finetune_layer", "finetune_epochs", "finetune_learning_rate")
@@ -128,7 +128,7 @@ def test_a_checkpoint_comes_after_some_steps_and_at_the_end(epochs, steps, expec
     assert passes == expected and epochs % passes == 0
 
 
-# What moves, and what does not
+# What is trained
 
 
 def test_everything_up_to_the_layer_moves(finetuned):
@@ -160,7 +160,7 @@ def test_before_its_first_step_it_is_the_pretrained_network(finished, monkeypatc
     config, dataset, run = finished
     seen = {}
 
-    def look(config, model, *arguments, labels, **more):
+    def look(model, *arguments, labels, **more):
         seen.update(model=model, labels=labels)
         raise KeyboardInterrupt
 
@@ -211,7 +211,7 @@ def test_split_batch_norms_of_moco_become_whole(tiny):
     assert split and all(layer.groups == 1 for layer in split)
 
 
-def test_lars_leaves_the_classifier_plain():
+def test_lars_excludes_the_classifier():
     kernel, other = (keras.Variable(np.full((2, 2), 3.0, "float32")) for _ in range(2))
     optimizer = lars.LARS(0.1, momentum=0.0, l2=0.5)
     optimizer.leave_plain([kernel])
@@ -273,19 +273,19 @@ def test_it_is_saved_and_loaded_as_a_keras_model(tmp_path):
 # The files
 
 
-def test_the_result_says_what_was_done_and_what_it_gave(finetuned):
+def test_the_result_has_the_settings_and_the_scores(finetuned):
     config, dataset, run, folder = finetuned
     assert folder == run / "finetuned" / "labels-0.5-head_1-seed0"
     result = json.loads((folder / "result.json").read_text())
-    about = result["finetune"]
-    assert about["labels"] == 0.5 and about["images"] == 30 and about["seed"] == 0
-    assert about["from"] == "head_1" and about["epochs"] == 4
+    entry = result["finetune"]
+    assert entry["labels"] == 0.5 and entry["images"] == 30 and entry["seed"] == 0
+    assert entry["from"] == "head_1" and entry["epochs"] == 4
     model, _ = classifiers.load(folder)
     logits = [*model.features(dataset.test.images).values()][-1]
     top1 = np.mean(logits.argmax(axis=1) == dataset.test.labels)  # all 40
-    assert result["top1"] == about["top1"] == pytest.approx(top1)
-    assert about["top1"] <= about["top5"] <= 1
-    assert about["encoder_parameters"] == model.encoder.count_params()
+    assert result["top1"] == entry["top1"] == pytest.approx(top1)
+    assert entry["top1"] <= entry["top5"] <= 1
+    assert entry["encoder_parameters"] == model.encoder.count_params()
     assert (
         result["training"]["steps"] == 12 and result["config"]["label_fraction"] == 0.5
     )
@@ -297,14 +297,14 @@ def test_it_said_how_many_labels_it_had(finished, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "_train", lambda *arguments: None)
     monkeypatch.setattr(classifiers, "finish", lambda *arguments: None)
     finetune.finetune(dataclasses.replace(config, label_fraction=0.01), dataset, run)
-    said = capsys.readouterr().out
-    assert "on 10 labelled images, 1 to 1 of each of 10 classes: 500 epochs" in said
+    output = capsys.readouterr().out
+    assert "on 10 labelled images, 1 to 1 of each of 10 classes: 500 epochs" in output
     config = dataclasses.replace(config, label_fraction=1.0, num_train_images=20)
     finetune.finetune(config, dataset, run)
     assert "from h on 20 labelled images" in capsys.readouterr().out
 
 
-def test_a_finished_one_is_left_as_it_is(finetuned, capsys, monkeypatch):
+def test_a_finished_fine_tuning_is_not_repeated(finetuned, capsys, monkeypatch):
     config, dataset, run, folder = finetuned
     monkeypatch.delattr(fit, "fit")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
@@ -313,7 +313,9 @@ def test_a_finished_one_is_left_as_it_is(finetuned, capsys, monkeypatch):
     assert "Finished before" in capsys.readouterr().out
 
 
-def test_a_stopped_one_goes_on_to_the_same_network(finetuned, tmp_path, monkeypatch):
+def test_an_interrupted_fine_tuning_resumes_to_the_same_network(
+    finetuned, tmp_path, monkeypatch
+):
     config, dataset, _, whole = finetuned
     run = tmp_path / "stopped"
     shutil.copytree(tmp_path / "run", run, ignore=shutil.ignore_patterns("finetuned"))
@@ -344,7 +346,7 @@ def test_other_settings_are_refused_and_listed(finetuned):
     assert str(folder) in str(error.value) and "remove" in str(error.value)
 
 
-def test_others_stay_beside_it_and_an_evaluation_keeps_them(finetuned, monkeypatch):
+def test_other_settings_and_an_evaluation_leave_it_unchanged(finetuned, monkeypatch):
     config, dataset, run, folder = finetuned
     monkeypatch.setattr(finetune, "_train", lambda *arguments: None)
     monkeypatch.setattr(classifiers, "finish", lambda *arguments: None)
@@ -381,9 +383,9 @@ def test_the_exported_model_gives_the_logits(finetuned, capsys):
     outputs = serve(images=tf.constant(dataset.test.images))
     assert set(outputs) == {"h", "head_1", "logits"}
     model, _ = classifiers.load(folder)
-    wanted = model.features(dataset.test.images)
-    np.testing.assert_allclose(outputs["logits"], wanted["z"], atol=1e-4)
-    np.testing.assert_allclose(outputs["head_1"], wanted["head_1"], atol=1e-4)
+    expected = model.features(dataset.test.images)
+    np.testing.assert_allclose(outputs["logits"], expected["z"], atol=1e-4)
+    np.testing.assert_allclose(outputs["head_1"], expected["head_1"], atol=1e-4)
     before = (path / "saved_model.pb").stat().st_mtime_ns
     export.export_classifier(folder)
     assert (path / "saved_model.pb").stat().st_mtime_ns == before

@@ -142,12 +142,12 @@ def test_config_makes_the_same_head(options):
     head = heads.ProjectionHead(name="mine", **options)
     config = head.get_config()
     assert {key: config[key] for key in options} == options
-    twin = heads.ProjectionHead.from_config(config)
-    assert twin.get_config() == config
+    restored = heads.ProjectionHead.from_config(config)
+    assert restored.get_config() == config
     head(features())
-    twin(features())
-    twin.set_weights(head.get_weights())
-    for a, b in zip(head(features()), twin(features()), strict=True):
+    restored(features())
+    restored.set_weights(head.get_weights())
+    for a, b in zip(head(features()), restored(features()), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

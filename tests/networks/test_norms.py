@@ -1,4 +1,4 @@
-"""The fused batch norm is Keras's own: output, gradients, moving statistics."""
+"""Fused batch norm against Keras's: output, gradients and moving statistics."""
 
 import keras
 import numpy as np
@@ -9,18 +9,18 @@ from tfsimclr.networks import norms
 
 
 def layer(precision, shape, fused=True, **more):
-    made = norms.SplitBatchNormalization(
+    norm = norms.SplitBatchNormalization(
         momentum=0.9, epsilon=1e-5, dtype=keras.dtype_policies.get(precision), **more
     )
-    made.build((None, *shape[1:]))
-    for variable, (low, high) in ((made.gamma, (0.5, 2)), (made.beta, (-1, 1))):
+    norm.build((None, *shape[1:]))
+    for variable, (low, high) in ((norm.gamma, (0.5, 2)), (norm.beta, (-1, 1))):
         variable.assign(np.linspace(low, high, shape[-1]))
     if not fused:
-        made._is_fusible = lambda inputs: False
-    return made
+        norm._is_fusible = lambda inputs: False
+    return norm
 
 
-def results(made, shape, jit_compile=False):
+def results(norm, shape, jit_compile=False):
     """Returns output, gradients and moving statistics of one training call."""
     x = 3.0 * tf.random.stateless_normal(shape, [1, 2]) + 1.0
     weights = tf.random.stateless_normal(shape, [3, 4])
@@ -29,28 +29,28 @@ def results(made, shape, jit_compile=False):
     def call(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = made(x, training=True)
+            y = norm(x, training=True)
             total = tf.reduce_sum(tf.cast(y, tf.float32) * weights)
-        return [y, *tape.gradient(total, [x, made.gamma, made.beta])]
+        return [y, *tape.gradient(total, [x, norm.gamma, norm.beta])]
 
-    found = call(x)
-    assert found[0].dtype == made.compute_dtype
-    found = [tf.cast(value, tf.float32).numpy() for value in found]
-    return [*found, made.moving_mean.numpy(), made.moving_variance.numpy()]
+    outputs = call(x)
+    assert outputs[0].dtype == norm.compute_dtype
+    outputs = [tf.cast(value, tf.float32).numpy() for value in outputs]
+    return [*outputs, norm.moving_mean.numpy(), norm.moving_variance.numpy()]
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("shape", [(8, 5, 6, 7), (4, 1, 1, 3), (1, 1, 1, 2)])
-def test_fused_is_keras_s_own(precision, shape):
+def test_fused_equals_keras(precision, shape):
     fused = results(layer(precision, shape), shape)
     plain = results(layer(precision, shape, fused=False), shape)
-    # Between: one rounding of the half-precision output, and sums in another order.
+    # They differ by a rounding of the half-precision output and the order of sums.
     tolerance = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
     for a, b in zip(fused, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance[precision], atol=2e-5)
 
 
-def test_the_fused_one_is_the_same_under_xla():
+def test_fused_is_the_same_under_xla():
     shape = (8, 5, 6, 7)
     plain = results(layer("float32", shape), shape)
     compiled = results(layer("float32", shape), shape, jit_compile=True)
@@ -62,13 +62,13 @@ def test_the_fused_one_is_the_same_under_xla():
     ("settings", "training"),
     [({"groups": 2}, True), ({"center": False}, True), ({}, False)],
 )
-def test_where_it_cannot_be_fused_it_is_not(settings, training, monkeypatch):
+def test_settings_that_cannot_be_fused_are_not(settings, training, monkeypatch):
     def refuse(self, inputs):
         raise AssertionError("fused")
 
     monkeypatch.setattr(norms.SplitBatchNormalization, "_fused", refuse)
-    made = norms.SplitBatchNormalization(**settings)
-    assert made(tf.ones([4, 2, 2, 3]), training=training).shape == (4, 2, 2, 3)
+    norm = norms.SplitBatchNormalization(**settings)
+    assert norm(tf.ones([4, 2, 2, 3]), training=training).shape == (4, 2, 2, 3)
     frozen = norms.SplitBatchNormalization(trainable=False)
     assert frozen(tf.ones([4, 2, 2, 3]), training=True).shape == (4, 2, 2, 3)
     with pytest.raises(AssertionError, match="fused"):

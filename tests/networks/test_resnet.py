@@ -353,9 +353,9 @@ def test_mixed_precision_computes_low_and_keeps_high(policy, compute, selective_
     low = model(images, training=False)
     assert low.dtype == "float32"
     keras.config.set_dtype_policy("float32")
-    twin = resnet.resnet(10, 0.25, "small", selective_kernel)
-    twin.set_weights(model.get_weights())
-    high = twin(images, training=False).numpy()
+    copy = resnet.resnet(10, 0.25, "small", selective_kernel)
+    copy.set_weights(model.get_weights())
+    high = copy(images, training=False).numpy()
     np.testing.assert_allclose(low, high, rtol=0.1, atol=0.02 * high.max())
     assert np.any(low.numpy() != high)
 

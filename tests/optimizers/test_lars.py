@@ -222,15 +222,15 @@ def test_configuration_survives_serialisation(copy, scheduled):
     if scheduled:
         rate = schedules.Schedule(0.25, 20, warmup_steps=4, decay="cosine")
     optimizer = lars.LARS(rate, momentum=0.8, l2=1e-4, trust=0.02, clipnorm=3.0)
-    twin = copy(optimizer)
-    assert isinstance(twin, lars.LARS)
-    own = (twin.momentum, twin.l2, twin.trust, twin.clipnorm)
-    assert own == (0.8, 1e-4, 0.02, 3.0)
+    restored = copy(optimizer)
+    assert isinstance(restored, lars.LARS)
+    settings = (restored.momentum, restored.l2, restored.trust, restored.clipnorm)
+    assert settings == (0.8, 1e-4, 0.02, 3.0)
     weight, gradients = problem((4, 3))
     first, second = variable(weight), variable(weight)
     for gradient in gradients:
         optimizer.apply([tf.constant(gradient)], [first])
-        twin.apply([tf.constant(gradient)], [second])
+        restored.apply([tf.constant(gradient)], [second])
     assert not np.array_equal(first.numpy(), weight)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
 

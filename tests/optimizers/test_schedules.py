@@ -103,13 +103,15 @@ def test_optimizer_follows_the_schedule(decay):
 def test_schedule_survives_serialisation(decay):
     schedule = schedules.Schedule(0.3, 20, warmup_steps=5, decay=decay)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
-    twin = keras.saving.deserialize_keras_object(config)
-    assert isinstance(twin, schedules.Schedule)
-    assert twin.get_config() == schedule.get_config()
+    restored = keras.saving.deserialize_keras_object(config)
+    assert isinstance(restored, schedules.Schedule)
+    assert restored.get_config() == schedule.get_config()
     assert schedules.Schedule(**schedule.get_config()).get_config() == (
         schedule.get_config()
     )
-    np.testing.assert_array_equal(values(twin, range(25)), values(schedule, range(25)))
+    np.testing.assert_array_equal(
+        values(restored, range(25)), values(schedule, range(25))
+    )
 
 
 @pytest.mark.parametrize("decay", DECAYS)
