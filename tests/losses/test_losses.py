@@ -372,7 +372,7 @@ def test_blocks_give_the_same_loss_and_gradient(
     np.testing.assert_allclose(blocked_loss, loss, rtol=1e-6)
     for one, other in zip(blocked, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert all(np.abs(one).max() > 0 for one in got[: 4 if with_keys else 2])
+    assert all(np.abs(one).max() > 0 for one in blocked[: 4 if with_keys else 2])
 
 
 def test_blocks_make_no_square_matrix():
