@@ -107,7 +107,9 @@ def evaluate_features(
             print(score_line(name, scores[name]), flush=True)
             if name == config.feature:
                 reported = classifier
-    loading.save_classifier(workdir, model, config.feature, reported)
+    loading.save_classifier(
+        workdir, model, config.feature, reported, dataset.class_names
+    )
     logits = linear.predict(reported, features[config.feature][1])
     matrix = metrics.confusion_matrix(logits, test.labels)
     write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
