@@ -18,7 +18,9 @@ from absl import flags
 
 from tfsimclr import run
 from tfsimclr.data import textures
+from tfsimclr.modes import export
 from tfsimclr.runs import classifiers, loading
+from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.training import checkpoints
@@ -132,6 +134,13 @@ def test_a_finished_fine_tuning_is_left_as_it_is(legacy, capsys):
     assert "Finished before" in capsys.readouterr().out
     assert (folder / "result.json").read_bytes() == before
     assert (folder / "saved_model" / "saved_model.pb").exists()
+
+
+def test_an_old_run_is_exported_without_flags_or_data(legacy):
+    config = run_folder.saved_config(legacy / "simclr")
+    assert config.ema_decay == 0.9 and config.optimizer == "lars"
+    path = export.export(config, None, legacy / "simclr")
+    assert (path / "saved_model.pb").exists()
 
 
 def test_an_old_result_is_understood(legacy):

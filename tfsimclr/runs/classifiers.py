@@ -1,4 +1,4 @@
-"""Networks that end in a classifier, and the folders they are kept in."""
+"""Fine-tuned and distilled networks: building, saving, scoring and finding them."""
 
 import dataclasses
 import json
@@ -27,14 +27,19 @@ def name(labels: float, layer: str, seed: int) -> str:
     return f"labels-{labels:g}-{layer}-seed{seed}"
 
 
-def network(config: Config, layer: str, num_classes: int, made=classifier.Classifier):
+def network(
+    config: Config, layer: str, num_classes: int, model_class=classifier.Classifier
+):
+    config: Config, layer: str, num_classes: int, model_class=classifier.Classifier
+):
     """Returns an untrained network that ends in a classifier on a layer of the head.
 
     Args:
-        config: Resolved; its precision and seed are those of the network.
-        layer: Of `feature_names`, but not z.
-        num_classes: Outputs of the classifier.
-        made: A class of `classifier`, or a function that takes the same arguments.
+        config: Resolved settings; precision and seed are used too.
+        layer: Layer of the head that the classifier is on, one of `feature_names`
+            other than z.
+        num_classes: Number of classes.
+        model_class: `Classifier` or `Student`, or a function of the same arguments.
     """
     build.start(config)
     encoder = build.encoder(config)
@@ -53,11 +58,11 @@ def network(config: Config, layer: str, num_classes: int, made=classifier.Classi
         flip=config.flip,
         grayscale=0.0,
     )
-    return made(encoder, head, views)
+    return model_class(encoder, head, views)
 
 
 def description(config: Config, layer: str, class_names, **about) -> dict:
-    """Returns what a checkpoint must hold for `load` and `is_finished`."""
+    """Returns the meta that `load` and `is_finished` read from a checkpoint."""
     return {
         "config": config.pretraining(),
         "settings": dataclasses.asdict(config),
@@ -73,15 +78,15 @@ def is_finished(folder: pathlib.Path, part: str, about: dict) -> bool:
     Args:
         folder: Need not exist.
         part: "finetune" or "distill".
-        about: What the network is to be.
+        about: Settings of the network, as JSON values.
 
     Raises:
-        UserError: If it holds another one.
+        UserError: If the folder holds a network of other settings.
     """
-    found = checkpoints.load_latest(folder / "checkpoints")
-    if found is None:
+    checkpoint = checkpoints.load_latest(folder / "checkpoints")
+    if checkpoint is None:
         return False
-    before = found[1].get(part, {})
+    before = checkpoint[1].get(part, {})
     differences = [
         f"{key} {before.get(key)} there, {about[key]} here"
         for key in about
@@ -104,14 +109,13 @@ def finish(
 ) -> dict:
     """Scores a trained network on the whole test set; writes and returns result.json.
 
-    Without labels, or with none of the classes that the network knows, the scores are
-    None.
+    The scores are None if the data set has no labels or other classes.
 
     Args:
-        folder: Of the network.
-        part: "finetune" or "distill": where `about` stands in the result.
-        about: What was done.
-        dataset: Whose test images are scored.
+        folder: Folder of the network.
+        part: "finetune" or "distill", the key of `about` in the result.
+        about: Settings of the network, as JSON values.
+        dataset: The data, whose test images are scored.
     """
     model, meta = load(folder)
     top1 = top5 = None
@@ -132,7 +136,7 @@ def finish(
     result["training"] = result.pop("pretrain")
     del result["features"], result["feature"]
     result = {**result, part: about, "top1": top1}
-    # One of before, if the checkpoint was damaged and the network is another now.
+    # An older export, if the network was trained again after a damaged checkpoint.
     shutil.rmtree(folder / "saved_model", ignore_errors=True)
     results.write(folder / "result.json", result)
     print(f"{folder}: top-1 {_percent(top1)}, top-5 {_percent(top5)}.", flush=True)
@@ -140,7 +144,7 @@ def finish(
 
 
 def settings(meta: dict, **changes) -> Config:
-    """Returns the config with which the network of a checkpoint was trained."""
+    """Returns the settings with which the network of a checkpoint was trained."""
     return configs.from_saved(meta["settings"], **changes)
 
 
@@ -150,15 +154,15 @@ def load(folder: pathlib.Path, precision: str = "float32"):
     Called on images in 0-1 it returns one output for each of `layers`, then the logits.
 
     Raises:
-        UserError: If the folder has no whole checkpoint.
+        UserError: If the folder has no undamaged checkpoint.
     """
-    found = checkpoints.load_latest(folder / "checkpoints")
-    if found is None:
+    checkpoint = checkpoints.load_latest(folder / "checkpoints")
+    if checkpoint is None:
         raise UserError(
-            f"{folder} has no checkpoint of a network with a classifier. Make it again "
-            "by the command that made it."
+            f"{folder} has no checkpoint of a network with a classifier. Train it "
+            "again with the same command."
         )
-    arrays, meta = found
+    arrays, meta = checkpoint
     config = settings(meta, precision=precision)
     model = network(config, meta["layer"], len(meta["class_names"]))
     checkpoints.restore(model, arrays)
@@ -172,34 +176,35 @@ def layers(meta: dict) -> tuple[str, ...]:
 
 
 def teacher_folder(config: Config) -> pathlib.Path:
-    """Returns the folder of the network that `--teacher_dir` and its flags choose.
+    """Returns the folder of the teacher's network.
 
-    That of a student is its run folder. Of a run it is the fine-tuning with `--label_fraction`,
-    `--finetune_seed` and, if given, `--finetune_layer`.
+    If `--teacher_dir` is the run folder of a student, it is that folder. Otherwise it
+    is the fine-tuning in it that `--label_fraction`, `--finetune_seed` and, if given,
+    `--finetune_layer` select.
 
     Raises:
-        UserError: If there is none, or more than one.
+        UserError: If no network or more than one is selected.
     """
     run = pathlib.Path(config.teacher_dir)
     if "distill" in _result(run):
         return run
-    there = sorted(path for path in run.glob(f"{FOLDER}/*") if _result(path))
-    if not there:
+    networks = sorted(path for path in run.glob(f"{FOLDER}/*") if _result(path))
+    if not networks:
         raise UserError(
-            f"--teacher_dir={run} has no fine-tuned network. Make one: --mode=finetune "
-            f"--flagfile={run}/flags.txt --label_fraction={config.label_fraction:g}."
+            f"--teacher_dir={run} has no fine-tuned network. Train one: "
+            f"--mode=finetune --flagfile={run}/flags.txt --label_fraction={config.label_fraction:g}."
         )
     pattern = name(
         config.label_fraction, config.finetune_layer or "*", config.finetune_seed
     )
-    fitting = [path for path in there if path.match(pattern)]
-    if len(fitting) != 1:
+    selected = [path for path in networks if path.match(pattern)]
+    if len(selected) != 1:
         raise UserError(
-            f"--teacher_dir={run} has {len(fitting) or 'no'} fine-tuned networks "
-            f"{pattern}, expected one. Choose by --label_fraction, --finetune_layer and "
-            f"--finetune_seed among: {', '.join(path.name for path in there)}."
+            f"--teacher_dir={run} has {len(selected) or 'no'} fine-tuned networks "
+            f"{pattern}, expected one. Choose by --label_fraction, --finetune_layer "
+            f"and --finetune_seed among: {', '.join(path.name for path in networks)}."
         )
-    return fitting[0]
+    return selected[0]
 
 
 def _result(folder: pathlib.Path) -> dict:

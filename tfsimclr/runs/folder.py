@@ -1,6 +1,7 @@
-"""The folder of a run: made, or recognised as the one to continue."""
+"""The run folder: creation, the check that it fits the settings, and the lock."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -8,6 +9,7 @@ import os
 import pathlib
 import sys
 
+from absl import flags
 from packaging import version
 
 from tfsimclr import __version__, files
@@ -18,12 +20,20 @@ from tfsimclr.settings.config import Config
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+# A run is tied to its images and its teacher, not to their paths. The checkpoint holds
+# a checksum of the images, and that of a student one of the teacher's weights.
+_PATHS = ("data_dir", "teacher_dir")
+
+
 def prepare(config: Config) -> pathlib.Path:
-    """Returns the run folder, with flags.txt; creates it or checks that it matches.
+    """Returns the run folder with its flags.txt; creates a new one.
+
+    A run folder is tied to its settings: an existing one must have the same settings of
+    the pretraining, other than paths.
 
     Raises:
-        UserError: If the folder belongs to other settings, is no run folder, or
-            cannot be used.
+        UserError: If the folder has other settings, is not a run folder, or cannot be
+            used.
     """
     path = pathlib.Path(config.workdir)
     if not _is_utf8(config.workdir):
@@ -57,30 +67,51 @@ def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
             "(--flagfile=<run>/flags.txt)."
         )
     path.mkdir(parents=True, exist_ok=True)
-    # Without the mode: the file says what the run is, not what was done to it last.
+    # Without the mode, so that --flagfile=flags.txt continues the whole run.
     lines = [line for line in config.lines() if not line.startswith("--mode=")]
     text = "\n".join([f"# tfsimclr {__version__}", *lines]) + "\n"
     with lock(path):
-        if flags_file.exists():  # also one that another process has just made
+        if flags_file.exists():  # perhaps written by another process just now
             _check_same(config, flags_file)
         files.write_atomically(flags_file, text.encode(errors="surrogateescape"))
         _remove_leftovers(path)
     return path
 
 
-@contextlib.contextmanager
-def lock(path: pathlib.Path):
-    """Holds a run folder for this process; frees it however the process ends.
+def saved_config(path: pathlib.Path) -> Config:
+    """Returns the resolved settings of a run folder, from its flags.txt.
 
-    On a disk that has no locks, as some network disks, it warns and goes on: what is
-    written is whole even so.
+    Modes that need no images, such as the export, work with them when the data is gone.
 
     Raises:
-        UserError: If another process holds it; the message names it.
+        UserError: If the folder is not a run folder, or flags.txt is damaged.
+    """
+    flags_file = path / "flags.txt"
+    if not flags_file.exists():
+        raise UserError(f"{path} is not a run folder: it has no flags.txt.")
+    lines = [f"--{name}={value}" for name, value in _read_flags(flags_file).items()]
+    values = flags.FlagValues()
+    configs.define_flags(values)
+    try:
+        values(["tfsimclr", *lines])
+    except flags.Error as error:
+        raise UserError(f"{flags_file} is damaged: {error}") from error
+    return dataclasses.replace(configs.from_flags(values), workdir=str(path))
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path):
+    """Locks a run folder for this process, until the block or the process ends.
+
+    On a disk without file locks, such as some network disks, it prints a warning and
+    continues without one.
+
+    Raises:
+        UserError: If another process has locked the folder; the message has its id.
     """
     with open(path / ".lock", "a+", encoding="utf-8", errors="replace") as file:
         try:
-            # The kernel frees it with the process, so a lock cannot go stale.
+            # The kernel releases the lock with the process, so none is left behind.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
@@ -98,22 +129,23 @@ def lock(path: pathlib.Path):
         yield
 
 
-@functools.cache  # the folder is locked twice
+@functools.cache  # once, though a run locks its folder twice
 def _warn_without_lock(path: pathlib.Path) -> None:
     print(
-        f"Warning: the disk of {path} has no file locks. See to it that no second "
+        f"Warning: the disk of {path} has no file locks. Make sure that no second "
         "process uses this folder, or name a --workdir on another disk.",
         file=sys.stderr,
     )
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-    """Removes what killed processes have left; the folder must be locked."""
+    """Removes the temporary files of killed processes; the folder must be locked."""
     for folder in (path, path / "features", *path.glob("finetuned/*")):
         files.remove_leftovers(folder)
 
 
-def _check_same(config: Config, flags_file: pathlib.Path) -> None:
+def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
+    """Returns the settings in a flags.txt as text, under today's names."""
     try:
         text = flags_file.read_text(encoding="utf-8", errors="surrogateescape")
     except IsADirectoryError:
@@ -137,8 +169,12 @@ def _check_same(config: Config, flags_file: pathlib.Path) -> None:
                 f"{flags_file} is damaged: expected --name=value, got {line!r}. Put "
                 "that right, or name another --workdir."
             )
-    before = configs.rename_old(dict(line[2:].split("=", 1) for line in lines))
-    now = config.pretraining()
+    return configs.rename_old(dict(line[2:].split("=", 1) for line in lines))
+
+
+def _check_same(config: Config, flags_file: pathlib.Path) -> None:
+    before = _read_flags(flags_file)
+    now = {k: v for k, v in config.pretraining().items() if k not in _PATHS}
     differences = [
         f"--{name}={before[name]} there, --{name}={now[name]} here"
         for name in now
@@ -153,7 +189,7 @@ def _check_same(config: Config, flags_file: pathlib.Path) -> None:
 
 
 def _is_fresh(path: pathlib.Path) -> bool:
-    """Whether a folder is empty but for what a run killed at its beginning left."""
+    """Returns whether a folder is empty, or holds only leftovers of a killed start."""
     if not path.is_dir():
         return False
     return all(

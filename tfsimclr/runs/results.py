@@ -1,4 +1,4 @@
-"""result.json: what a run was and what it gave."""
+"""result.json: the settings, versions, cost and scores of a run."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ def content(config: Config, meta: dict, scores: dict) -> dict:
     """Returns the content of result.json.
 
     Args:
-        config: Resolved.
-        meta: Of the checkpoint that was scored.
-        scores: Of every feature; empty where there are no labels.
+        config: Resolved settings.
+        meta: Meta of the checkpoint that was scored.
+        scores: Scores of every feature, or empty without labels.
     """
     rates = [row["images_per_second"] for row in meta["rows"]]
     reported = scores.get(config.feature)

@@ -116,7 +116,8 @@ def names_of(model) -> dict[str, str]:
     variables = variables_of(model)
     of_model = {k: v for k, v in variables.items() if k.startswith("model/")}
     stable = _renumbered([variable.path for variable in of_model.values()])
-    names, name_of_path = {}, {}
+    names: dict[str, str] = {}
+    name_of_path: dict[str, str] = {}
     for key, variable in of_model.items():
         path, part = stable[variable.path], attribute.get(id(variable))
         # A variable of the model itself has the name of the model's class before it.
