@@ -30,8 +30,6 @@ def name(labels: float, layer: str, seed: int) -> str:
 def network(
     config: Config, layer: str, num_classes: int, model_class=classifier.Classifier
 ):
-    config: Config, layer: str, num_classes: int, model_class=classifier.Classifier
-):
     """Returns an untrained network that ends in a classifier on a layer of the head.
 
     Args:
@@ -192,7 +190,8 @@ def teacher_folder(config: Config) -> pathlib.Path:
     if not networks:
         raise UserError(
             f"--teacher_dir={run} has no fine-tuned network. Train one: "
-            f"--mode=finetune --flagfile={run}/flags.txt --label_fraction={config.label_fraction:g}."
+            f"--mode=finetune --flagfile={run}/flags.txt "
+            f"--label_fraction={config.label_fraction:g}."
         )
     pattern = name(
         config.label_fraction, config.finetune_layer or "*", config.finetune_seed
