@@ -38,6 +38,7 @@ def slow_knn(train, train_labels, test, num_classes, k, temperature):
     return votes
 
 
+@pytest.mark.promise("evaluation")
 @pytest.mark.parametrize("k", [1, 5, 40, 1000])
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
 def test_knn_matches_loops(k, temperature):
@@ -80,6 +81,7 @@ def test_knn_of_zero_features_is_finite():
     assert np.isfinite(votes).all()
 
 
+@pytest.mark.promise("evaluation-input")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

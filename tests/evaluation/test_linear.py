@@ -29,6 +29,7 @@ def accuracy(classifier, features, labels):
     return metrics.top_k_accuracy(linear.predict(classifier, features), labels, 1)
 
 
+@pytest.mark.promise("evaluation")
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_linear_classifier_is_as_accurate_as_scikit_learn(optimizer):
     linear_model = pytest.importorskip("sklearn.linear_model")
@@ -122,6 +123,7 @@ def test_the_classifier_is_float32_whatever_the_encoder_was():
     assert all(weight.dtype == np.float32 for weight in classifier.get_weights())
 
 
+@pytest.mark.promise("evaluation-input")
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -158,6 +160,7 @@ def test_labels_may_be_a_list():
     np.testing.assert_array_equal(*[layer.kernel.numpy() for layer in layers])
 
 
+@pytest.mark.promise("evaluation-input")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -207,6 +210,7 @@ def test_the_learning_rate_follows_the_scale_of_the_features(scale):
         assert selected == max(ADAM_RATES)
 
 
+@pytest.mark.promise("evaluation")
 def test_the_learning_rate_is_selected_without_the_test_set():
     names = list(inspect.signature(linear.select_learning_rate).parameters)
     assert names == [

@@ -32,6 +32,7 @@ def value_and_gradients(function, z_a, z_b, temperature):
     return loss, tape.gradient(loss, [z_a, z_b])
 
 
+@pytest.mark.promise("nt-xent")
 @pytest.mark.parametrize("n,d", [(1, 4), (2, 1), (2, 7), (5, 16), (13, 3), (32, 8)])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_nt_xent_matches_loops(n, d, temperature):
@@ -54,6 +55,7 @@ def test_nt_xent_of_any_float_type_is_computed_in_float32(dtype, temperature):
     np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.promise("nt-xent")
 @pytest.mark.parametrize("n", [1, 2, 4, 128])
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
 def test_nt_xent_of_equal_rows_is_chance(n, temperature):
@@ -69,6 +71,7 @@ def test_chance_is_a_python_float():
     assert losses.chance(1) == 0.0
 
 
+@pytest.mark.promise("nt-xent")
 @pytest.mark.parametrize("n", [2, 3, 16])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_nt_xent_has_2n_minus_2_negatives(n, temperature):
@@ -151,6 +154,7 @@ def test_gradient_matches_central_differences(name, n, d, temperature):
         np.testing.assert_allclose(fast_one, slow_one, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.promise("nt-xent")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -303,6 +307,7 @@ def test_info_nce_matches_npairs_loss_of_tensorflow_addons():
     assert abs(float(swapped) - expected) > 1e-3  # the data tells the sides apart
 
 
+@pytest.mark.promise("losses")
 @pytest.mark.parametrize("name", CONTRASTIVE)
 @pytest.mark.parametrize("n,d", [(2, 7), (5, 16), (13, 3)])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -344,6 +349,7 @@ def test_dclw_of_pairs_that_agree_alike_is_dcl():
     assert abs(losses.dclw(z_a, other, 0.5) - losses.dcl(z_a, other, 0.5)) > 0.1
 
 
+@pytest.mark.promise("losses")
 @pytest.mark.parametrize("name", CONTRASTIVE)
 @pytest.mark.parametrize("block_rows", [1, 4, 12, 24])
 @pytest.mark.parametrize("with_keys", [False, True])

@@ -149,6 +149,7 @@ def test_cached_features_are_used_until_the_images_change(finished, monkeypatch)
     assert np.load(folder / "features" / "h-train.npy").shape[0] == 20
 
 
+@pytest.mark.promise("labels")
 def test_labels_below_zero_are_left_out(finished):
     config, dataset, folder = finished
     labels = dataset.train.labels.copy()

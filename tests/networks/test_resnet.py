@@ -86,6 +86,7 @@ def fill(model):
             assert not layer.weights
 
 
+@pytest.mark.promise("resnet")
 @pytest.mark.parametrize("network", reference.NETWORKS)
 def test_weights_of_torchvision_give_its_output(network):
     expected = np.load(DATA / "torchvision_resnet.npz")

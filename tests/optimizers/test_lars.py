@@ -37,11 +37,12 @@ def check_path(fast, slow, start):
         )
 
 
+@pytest.mark.promise("lars")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 @pytest.mark.parametrize("trust", [0.001, 0.05])
-def test_ten_steps_match_the_twin(shape, momentum, l2, trust):
+def test_ten_steps_match_a_float64_trajectory(shape, momentum, l2, trust):
     weight, gradients = problem(shape)
     # The rate falls and rises: inside or outside the velocity are two optimizers.
     rates = [2.0, 2.0, 0.2, 4.0, 1.0, 0.0, 3.0, 0.1, 2.0, 0.5]
@@ -92,6 +93,7 @@ def test_compiled_steps_follow_a_schedule_over_all_ranks(jit_compile):
     assert int(optimizer.iterations.numpy()) == STEPS
 
 
+@pytest.mark.promise("lars")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_weights_that_start_at_zero_move(shape):
     _, gradients = problem(shape)
@@ -296,6 +298,7 @@ def trained_linear_model(optimizer, epochs=6):
     return before, [v.numpy() for v in model.trainable_variables], model
 
 
+@pytest.mark.promise("lars")
 @pytest.mark.parametrize("initial_scale", [1.0, 8.0, 1024.0])
 def test_mixed_float16_follows_float32(set_policy, initial_scale):
     settings = {"learning_rate": 0.5, "l2": 0.01, "trust": 0.05}

@@ -17,9 +17,10 @@ def values(schedule, steps):
     return np.array([float(schedule(step)) for step in steps])
 
 
+@pytest.mark.promise("schedules")
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("total,warmup", [(1, 0), (10, 0), (10, 1), (10, 4), (10, 9)])
-def test_every_step_matches_the_twin(decay, total, warmup):
+def test_every_step_matches_a_slow_version(decay, total, warmup):
     schedule = schedules.Schedule(0.3, total, warmup_steps=warmup, decay=decay)
     steps = range(total + 4)
     slow = [references.learning_rate(t, 0.3, total, warmup, decay) for t in steps]
@@ -134,6 +135,7 @@ def test_unknown_decay_lists_the_choices():
         assert choice in str(error.value)
 
 
+@pytest.mark.promise("schedules")
 @pytest.mark.parametrize(
     "base,batch_size,rule,expected",
     [

@@ -57,6 +57,7 @@ def test_matches_pillow_where_nothing_clips(photographs, operation, factor):
         assert difference.max() <= 1.5
 
 
+@pytest.mark.promise("view-formula")
 @pytest.mark.parametrize("case", range(len(ADDONS["color_hue_saturation_value"])))
 def test_hue_saturation_and_value_match_tensorflow_addons(case):
     hue, saturation, value = ADDONS["color_hue_saturation_value"][case]

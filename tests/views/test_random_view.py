@@ -51,6 +51,7 @@ def test_graph_agrees_with_eager(photographs, options, image_size):
     assert shape == [None, image_size, image_size, 3]
 
 
+@pytest.mark.promise("view-formula")
 @pytest.mark.parametrize("options", ["blur", "crop only"])
 @pytest.mark.parametrize("image_size", [24, 75])
 def test_xla_agrees_with_eager(photographs, image_size, options):
@@ -60,6 +61,7 @@ def test_xla_agrees_with_eager(photographs, image_size, options):
     np.testing.assert_allclose(compiled(photographs, SEED), view, atol=1e-4)
 
 
+@pytest.mark.promise("view-formula")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("image_size", [24, 75])
 def test_matches_the_formula_in_numpy(photographs, image_size, options):
@@ -84,6 +86,7 @@ def test_bytes_and_floats_give_the_same_view(photographs):
     np.testing.assert_array_equal(from_bytes, from_floats)
 
 
+@pytest.mark.promise("views")
 def test_a_view_is_a_function_of_the_seed(photographs):
     views = random_view.Views(32)
     again = random_view.Views(32)

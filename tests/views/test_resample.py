@@ -37,6 +37,7 @@ def blur_matrix(sigma, size, radius):
     return resample.resize_matrices(start, stop, size, size, kernels=kernels)
 
 
+@pytest.mark.promise("view-formula")
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     "box,size",
@@ -119,6 +120,7 @@ def test_banded_matrices_equal_the_full_ones(size, in_size, narrow, radius):
         np.testing.assert_allclose(product, expected, atol=255e-5)
 
 
+@pytest.mark.promise("view-formula")
 @pytest.mark.parametrize("case", range(len(ADDONS["blur_taps_sigma"])))
 def test_blur_matches_tensorflow_addons(case):
     kernel_size, sigma = ADDONS["blur_taps_sigma"][case]
