@@ -88,6 +88,7 @@ def test_help_of_the_console_script_is_the_same_and_light():
         assert re.search(rf"--(\[no\])?{name}:", done.stdout), name
 
 
+@pytest.mark.promise("one-line")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -127,6 +128,7 @@ def raising(error):
     return fail
 
 
+@pytest.mark.promise("one-line")
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
@@ -144,6 +146,7 @@ def test_errors_for_the_user_are_one_line(monkeypatch, fail, message):
     assert "\n" not in str(stop.value.code)
 
 
+@pytest.mark.promise("one-line")
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(config, "from_flags", Config)
     monkeypatch.setattr(run, "run", raising(ValueError("from somewhere else")))
@@ -182,6 +185,7 @@ def test_two_files_may_share_a_base(tmp_path):
     assert (config.seed, config.epochs, config.proj_layers) == (5, 2, 3)
 
 
+@pytest.mark.promise("flagfiles")
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_a_flagfile_must_not_include_itself(tmp_path, length):
     for i in range(length):
@@ -190,6 +194,7 @@ def test_a_flagfile_must_not_include_itself(tmp_path, length):
         parse([f"--flagfile={tmp_path / '0.flags'}"])
 
 
+@pytest.mark.promise("flagfiles")
 @pytest.mark.parametrize("content", [b"\xff\xfe", None])
 def test_an_unreadable_flagfile_is_named(tmp_path, content):
     inner = tmp_path / "inner.flags"

@@ -144,6 +144,7 @@ def test_unclear_layouts_are_refused(tmp_path, cache, names, match):
     assert not stores(cache)
 
 
+@pytest.mark.promise("folders")
 @pytest.mark.parametrize("case", ["missing", "none", "empty", "text", "file"])
 def test_folders_without_images_are_refused(tmp_path, cache, case):
     folder = tmp_path / case
@@ -156,6 +157,7 @@ def test_folders_without_images_are_refused(tmp_path, cache, case):
         load("" if case == "none" else folder, cache)
 
 
+@pytest.mark.promise("folders")
 def test_only_broken_images(tmp_path, cache):
     for name in ("a.png", "b.jpg"):
         (tmp_path / name).write_bytes(b"")
@@ -163,6 +165,7 @@ def test_only_broken_images(tmp_path, cache):
         load(tmp_path, cache)
 
 
+@pytest.mark.promise("image-files")
 @pytest.mark.parametrize("good,stops", [(99, False), (98, True), (19, True)])
 def test_one_percent_may_be_unreadable(tmp_path, cache, capsys, good, stops):
     folder = tmp_path / "in"
@@ -203,6 +206,7 @@ def test_sizes_of_folder_images(tmp_path, cache, size, image_size, view, side):
         assert datasets.defaults("folder", data_dir=folder)["image_size"] == view
 
 
+@pytest.mark.promise("store")
 def test_a_store_is_found_again_and_made_again_when_it_must(
     tmp_path, cache, monkeypatch, capsys
 ):

@@ -121,6 +121,7 @@ def test_exif_orientation_is_undone(orientation, kind):
     assert difference.mean() < 4
 
 
+@pytest.mark.promise("odd-images")
 @pytest.mark.parametrize("width,height", [(1, 1), (1, 50), (20000, 3), (3, 5000)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_odd_sizes_work(width, height, kind):
@@ -149,6 +150,7 @@ BAD = {
 }
 
 
+@pytest.mark.promise("image-files")
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_raise_one_line_that_names_them(tmp_path, name):
     path = tmp_path / name
@@ -160,6 +162,7 @@ def test_bad_files_raise_one_line_that_names_them(tmp_path, name):
     assert images.find(str(tmp_path)) == [str(path)]
 
 
+@pytest.mark.promise("image-files")
 def test_missing_forbidden_and_folder_are_unreadable(tmp_path, monkeypatch):
     (tmp_path / "folder.png").mkdir()
     for name in ("missing.png", "folder.png"):
@@ -174,6 +177,7 @@ def test_missing_forbidden_and_folder_are_unreadable(tmp_path, monkeypatch):
         images.read("secret.png", 16)
 
 
+@pytest.mark.promise("odd-images")
 def test_find_follows_links_once_and_skips_what_is_hidden(tmp_path):
     names = ["b.png", "a b.jpg", "new\nline.png", "ö.JPEG", "sub/deep/c.webp"]
     hidden = [".d.png", ".git/e.png", "notes.txt", "sub/noextension"]
@@ -243,6 +247,7 @@ MODES = {
 }
 
 
+@pytest.mark.promise("decode-memory")
 @pytest.mark.parametrize(("mode", "options"), MODES.values(), ids=MODES)
 @pytest.mark.parametrize("strip", [1, 90, 1000])
 def test_a_large_image_is_made_rgb_in_strips_without_a_seam(
@@ -282,6 +287,7 @@ def hold(budget, needs, seconds=0.02):
     return seen
 
 
+@pytest.mark.promise("decode-memory")
 def test_the_memory_of_large_images_is_limited():
     needs = [400, 900, 100, 600, 250, 250, 1000, 50, 3000, 700] * 2
     seen = hold(decoding.Budget(1000), needs)
@@ -291,6 +297,7 @@ def test_the_memory_of_large_images_is_limited():
     assert max(total for total, _ in seen if total <= 1000) > 900  # they do share
 
 
+@pytest.mark.promise("decode-memory")
 def test_small_images_do_not_wait():
     budget = decoding.Budget(64_000)
     with budget.of(10**9):
@@ -340,6 +347,7 @@ LARGE = {
 }
 
 
+@pytest.mark.promise("decode-memory")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", LARGE)
 def test_six_threads_decode_large_images_in_little_memory(tmp_path, name):

@@ -75,6 +75,7 @@ def test_npy_header_is_what_numpy_reads(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "s" / "images.npy"), pictures(7))
 
 
+@pytest.mark.promise("store")
 @pytest.mark.parametrize("file", ["images.npy", "labels.npy", "meta.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "append", "remove", "empty"])
 def test_damage_is_found_and_the_store_replaced(tmp_path, file, damage):
@@ -166,6 +167,7 @@ def build_slowly(path, started):
     make(path, rows())
 
 
+@pytest.mark.promise("store")
 def test_a_killed_build_leaves_no_store_and_is_cleaned_up(tmp_path):
     context = multiprocessing.get_context("fork")
     started = context.Event()
@@ -184,6 +186,7 @@ def test_a_killed_build_leaves_no_store_and_is_cleaned_up(tmp_path):
     assert only(tmp_path) == ["s"]
 
 
+@pytest.mark.promise("store")
 def test_two_builders_of_one_store_do_not_disturb_each_other(tmp_path):
     context = multiprocessing.get_context("fork")
     started = context.Event()
@@ -239,6 +242,7 @@ def test_order_does_not_follow_the_file():
         assert np.abs(firsts - n / 2).max() < 5 * n / np.sqrt(12 * 1000)
 
 
+@pytest.mark.promise("order")
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 13, 19, 20])
 def test_starting_anywhere_gives_the_tail_of_the_whole_run(start):
     images = pictures(53)
@@ -253,6 +257,7 @@ def test_starting_anywhere_gives_the_tail_of_the_whole_run(start):
         np.testing.assert_array_equal(resumed, uninterrupted)
 
 
+@pytest.mark.promise("order")
 def test_threads_change_nothing():
     import tensorflow as tf
 

@@ -65,6 +65,7 @@ def test_stl10_keeps_the_unlabelled_apart(tmp_path, cache):
         np.testing.assert_array_equal(part.labels, np.asarray(labels)[grays])
 
 
+@pytest.mark.promise("labels")
 @pytest.mark.parametrize("other", [None, "validation"])
 def test_tfds_without_a_test_split(tmp_path, cache, capsys, other):
     splits = {"train": [0, 1] * 10, **({other: [0, 1]} if other else {})}
@@ -90,6 +91,7 @@ def test_tfds_test_split_without_labels_is_not_used(tmp_path, cache):
     assert dataset.unlabeled.labels.tolist() == [-1] * 3
 
 
+@pytest.mark.promise("download")
 def test_tfds_names_are_checked(tmp_path, cache):
     for name, match in (
         ("stl11", "stl10"),
@@ -103,6 +105,7 @@ def test_tfds_names_are_checked(tmp_path, cache):
     assert not any(os.scandir(cache))
 
 
+@pytest.mark.promise("download")
 @pytest.mark.parametrize("name", ["stl10", "cifar10"])
 def test_a_download_out_of_reach_fails_in_seconds(tmp_path, cache, monkeypatch, name):
     def hang(*_, **__):

@@ -85,6 +85,7 @@ def save(folder, step):
     checkpoints.save(folder, step, arrays_of(step), {"step": step})
 
 
+@pytest.mark.promise("checkpoint-atomic")
 @pytest.mark.parametrize("again", [False, True], ids=["a new step", "a step again"])
 def test_killed_anywhere_in_a_checkpoint(tmp_path, capsys, again):
     for moment in itertools.count():
@@ -105,6 +106,7 @@ def test_killed_anywhere_in_a_checkpoint(tmp_path, capsys, again):
     assert moment >= 6
 
 
+@pytest.mark.promise("run-folder")
 def test_killed_anywhere_while_the_run_folder_is_made(tiny, tmp_path):
     config, *_ = tiny()
     for moment in itertools.count():
@@ -120,6 +122,7 @@ def test_killed_anywhere_while_the_run_folder_is_made(tiny, tmp_path):
     assert moment >= 4
 
 
+@pytest.mark.promise("run-folder")
 def test_a_folder_of_somebody_else_is_still_refused(tiny, tmp_path):
     config, _, folder = tiny()
     folder.mkdir()
@@ -141,6 +144,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.promise("store")
 @pytest.mark.parametrize("before", ["nothing", "an old store"])
 def test_killed_anywhere_while_the_store_is_built(tmp_path, photos, before):
     def load(cache):
@@ -186,6 +190,7 @@ def fill(folder):
     return path
 
 
+@pytest.mark.promise("full-disk")
 def test_a_full_disk_leaves_no_store(small_disk, photos, monkeypatch):
     cache = small_disk / "cache"
 
@@ -207,6 +212,7 @@ def test_a_full_disk_leaves_no_store(small_disk, photos, monkeypatch):
     assert len(load().train.images) == 6
 
 
+@pytest.mark.promise("classifier")
 def test_killed_anywhere_while_the_classifier_is_kept(tmp_path):
     weights = [np.ones((3, 2)), np.zeros(2)]
     layer = types.SimpleNamespace(get_weights=lambda: weights)
@@ -226,6 +232,7 @@ def test_killed_anywhere_while_the_classifier_is_kept(tmp_path):
     assert found is not None and moment >= 3
 
 
+@pytest.mark.promise("classifier")
 def test_a_damaged_classifier_is_refused_or_harmless(tmp_path):
     """One bit at a time; what is in no checksum of the format changes nothing."""
     weights = [np.ones((3, 2), np.float32), np.zeros(2, np.float32)]
@@ -251,6 +258,7 @@ def test_a_damaged_classifier_is_refused_or_harmless(tmp_path):
         loading.classifier(tmp_path, network)
 
 
+@pytest.mark.promise("export")
 @pytest.mark.parametrize("before", ["nothing", "an old one"])
 def test_killed_anywhere_in_an_export(tiny, tmp_path, monkeypatch, before):
     """The SavedModel is whole or absent, and the next start clears up."""
@@ -382,6 +390,7 @@ def saved(folder):
     return sorted(folder.glob("checkpoints/step-*.npz"))
 
 
+@pytest.mark.promise("resume-float16")
 def test_killed_in_an_epoch_of_float16_the_loss_scale_comes_back(
     float16_run, tmp_path, monkeypatch
 ):
@@ -406,6 +415,7 @@ def test_killed_in_an_epoch_of_float16_the_loss_scale_comes_back(
     assert [row["loss_scale"] for row in rows] == [str(2.0**14)] * 2
 
 
+@pytest.mark.promise("checkpoint-damaged")
 @pytest.mark.parametrize("damaged", ["the newest", "all"])
 def test_damaged_checkpoints_cost_time_and_nothing_else(broken, capsys, damaged):
     run_, whole, copy = broken
@@ -422,6 +432,7 @@ def test_damaged_checkpoints_cost_time_and_nothing_else(broken, capsys, damaged)
     assert_same(copy, whole)
 
 
+@pytest.mark.promise("full-disk")
 def test_a_full_disk_is_named_and_later_the_run_goes_on(broken, monkeypatch):
     run_, whole, copy = broken
     newest = saved(copy)[-1]
@@ -456,6 +467,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.promise("full-disk")
 @pytest.mark.parametrize(("place", "named"), WRITERS.values(), ids=WRITERS)
 def test_a_disk_that_is_full_ends_in_one_line_whoever_writes(
     broken, small_disk, monkeypatch, place, named
@@ -500,6 +512,7 @@ def go_on_and_export(run_, folder):
     export.export(*run_, folder)
 
 
+@pytest.mark.promise("full-disk")
 @pytest.mark.parametrize(
     "error",
     [
@@ -519,6 +532,7 @@ def test_exhausted_memory_is_no_full_disk(monkeypatch, error):
     assert "disk" not in stop.value.code and "\n" not in stop.value.code
 
 
+@pytest.mark.promise("features")
 def test_killed_while_the_features_are_kept(broken, monkeypatch):
     run_, whole, copy = broken
     shutil.rmtree(copy / "features")
@@ -540,6 +554,7 @@ def test_killed_while_the_features_are_kept(broken, monkeypatch):
     assert_same(copy, whole)
 
 
+@pytest.mark.promise("features")
 @pytest.mark.parametrize("place", ["header", "numbers", "end", "missing", "stamp"])
 def test_damaged_features_are_made_again(broken, capsys, place):
     run_, whole, copy = broken
@@ -560,6 +575,7 @@ def test_damaged_features_are_made_again(broken, capsys, place):
     assert ("h-test.npy" in capsys.readouterr().err) == (place != "stamp")
 
 
+@pytest.mark.promise("checkpoint-needed")
 def test_evaluation_without_a_whole_checkpoint_says_so(broken, capsys):
     (config, dataset), _, copy = broken
     for path in saved(copy):
@@ -570,6 +586,7 @@ def test_evaluation_without_a_whole_checkpoint_says_so(broken, capsys):
     assert message.count("is damaged") == 2 and "training" not in message.lower()
 
 
+@pytest.mark.promise("resume-other-images")
 @pytest.mark.parametrize("change", ["one image more", "another image"])
 def test_a_run_does_not_go_on_with_other_images(broken, change):
     (config, dataset), _, copy = broken
@@ -582,6 +599,7 @@ def test_a_run_does_not_go_on_with_other_images(broken, change):
     assert left_behind(copy) == before
 
 
+@pytest.mark.promise("resume-interval")
 def test_checkpoint_minutes(tiny, monkeypatch):
     """A step takes a minute here; the end of an epoch saves in any case."""
     config, dataset, folder = tiny(checkpoint_minutes=1.5)
@@ -615,6 +633,7 @@ run.main()
 """
 
 
+@pytest.mark.promise("resume-signal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_stopped_outside_of_the_training_it_says_how_to_go_on(name):
     done = subprocess.run(
@@ -658,6 +677,7 @@ run.main()
 """
 
 
+@pytest.mark.promise("resume-kill")
 @pytest.mark.slow
 def test_killed_five_times_on_the_command_line(tmp_path):
     """SIGKILL at five random steps, twice of them in the middle of a checkpoint."""

@@ -123,6 +123,7 @@ def test_jit_compile_gives_the_same_losses():
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
 
 
+@pytest.mark.promise("views")
 def test_views_depend_on_seed_and_step_only():
     model, twin, other = small_model(), small_model(), small_model(seed=1)
     first = model.two_views(IMAGES, 3)

@@ -47,6 +47,7 @@ def slow_loss(predictions, targets):
     return total
 
 
+@pytest.mark.promise("moco-byol")
 def test_three_steps_against_numpy():
     """Both views both ways, and the target of each step from those before it."""
     model = small_model(ema_schedule="cosine", total_steps=10)

@@ -57,6 +57,7 @@ def knn_top1(model, data) -> float:
     return metrics.top_k_accuracy(knn.knn_votes(h, y, of_test, 10, k=20), labels, 1)
 
 
+@pytest.mark.promise("learning")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * r.slow) for n, r in ROWS.items()],
@@ -94,6 +95,7 @@ def changes():
                 )
 
 
+@pytest.mark.promise("collapse")
 @pytest.mark.parametrize("settings,attributes,collapses", list(changes()))
 def test_the_warning_appears_where_features_collapse(
     tiny, monkeypatch, capsys, settings, attributes, collapses

@@ -105,6 +105,7 @@ def test_float16_trains(tiny, name):
 
 
 # The others have no more state than SimCLR (test_pretrain).
+@pytest.mark.promise("methods")
 @pytest.mark.parametrize(
     "name", ["momentum_simclr", "moco", "moco_v3", "byol", "simsiam"]
 )
@@ -141,6 +142,7 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     assert set(outputs) == {*layers, "logits"}
 
 
+@pytest.mark.promise("unused-settings")
 @pytest.mark.parametrize(
     "settings,message",
     [

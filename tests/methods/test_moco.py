@@ -38,6 +38,7 @@ def values(variables):
     return [variable.numpy() for variable in variables]
 
 
+@pytest.mark.promise("moco-byol")
 def test_three_steps_against_numpy():
     """Loss, queue and average of each step from those before it."""
     model = small_model()
@@ -85,6 +86,7 @@ def test_three_steps_without_a_queue_against_numpy():
         np.testing.assert_allclose(logs["loss"][0], slow / 2, rtol=1e-4)
 
 
+@pytest.mark.promise("shuffling-bn")
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_query_shares_nothing_with_its_key_but_its_image(batch_norm):
     """He et al., section 3.3: equal batch statistics would tell the key of a query."""

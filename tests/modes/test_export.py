@@ -33,6 +33,7 @@ def exported_once(finished_once, tmp_path_factory):
     return config, dataset, copy
 
 
+@pytest.mark.promise("export-equal")
 def test_loads_where_there_is_only_tensorflow(exported, tmp_path):
     config, dataset, folder = exported
     images = dataset.test.images[:9]

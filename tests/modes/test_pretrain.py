@@ -113,6 +113,7 @@ def test_tensorboard_holds_scalars_and_pairs(tiny):
     assert tf.io.decode_png(picture).shape == (3 * 16, 8 * 16, 3)
 
 
+@pytest.mark.promise("resume-state")
 def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(tiny, tmp_path):
     """Trap 31: weights, slots, schedule, data position, seed and accumulators."""
     config, dataset, folder = tiny(optimizer="lars", epochs=3, deterministic=True)
@@ -147,6 +148,7 @@ def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(tiny, tmp_pa
     assert untimed(history(folder)) == untimed(history(undisturbed))
 
 
+@pytest.mark.promise("resume-finished")
 def test_a_finished_run_is_left_as_it_is(tiny):
     config, dataset, folder = run(tiny)
     before = (folder / "history.csv").read_bytes()
@@ -154,6 +156,7 @@ def test_a_finished_run_is_left_as_it_is(tiny):
     assert (folder / "history.csv").read_bytes() == before
 
 
+@pytest.mark.promise("not-finite")
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tiny, monkeypatch, precision
@@ -184,6 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+@pytest.mark.promise("float16-skips")
 def test_endless_float16_skips_stop_the_run(tiny, monkeypatch):
     config, dataset, folder = tiny(precision="mixed_float16", epochs=20)
     original = losses.nt_xent
@@ -221,6 +225,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.promise("resume-signal")
 def test_killed_and_continued_from_the_command_line(tmp_path, images):
     """SIGTERM says how to go on; SIGKILL loses nothing; the result is the same."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

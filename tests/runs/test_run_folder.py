@@ -98,6 +98,7 @@ def test_whole_numbers_of_a_data_set_are_the_same_run(config):
     assert run_folder.prepare(again) == path
 
 
+@pytest.mark.promise("run-folder-settings")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -178,6 +179,7 @@ def bumped(place):
     return ".".join(map(str, numbers))
 
 
+@pytest.mark.promise("run-folder-settings")
 @pytest.mark.parametrize("version", [bumped(0), bumped(-1), f"{__version__}.1"])
 def test_a_newer_version_s_folder_is_refused(config, version):
     path = run_folder.prepare(config) / "flags.txt"
@@ -196,6 +198,7 @@ def test_an_older_version_s_folder_is_taken_over(config):
     assert path.read_text().startswith(f"# tfsimclr {__version__}\n")
 
 
+@pytest.mark.promise("run-folder-settings")
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -238,6 +241,7 @@ def last_words(monkeypatch, action):
     return message
 
 
+@pytest.mark.promise("run-folder-settings")
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -273,6 +277,7 @@ def test_a_full_disk_has_another_remedy(config, monkeypatch):
     assert "flags.txt" in message and "Make room" in message
 
 
+@pytest.mark.promise("odd-images")
 def test_a_path_that_tensorflow_cannot_write_to_is_refused(config, tmp_path):
     workdir = str(tmp_path / os.fsdecode(b"\xff"))
     with pytest.raises(ValueError, match="--workdir=.*udcff.*is not UTF-8"):
@@ -280,6 +285,7 @@ def test_a_path_that_tensorflow_cannot_write_to_is_refused(config, tmp_path):
     assert not os.path.exists(workdir)
 
 
+@pytest.mark.promise("odd-images")
 def test_other_paths_need_not_be_text(config):
     odd = os.fsdecode(b"/in/\xff/b\xc3\xa4h\x0c\xe2\x80\xa8x")  # also a page break
     config = dataclasses.replace(config, data_dir=odd, cache_dir=odd)
@@ -321,6 +327,7 @@ def leave(path):
         (path / name).write_text("x")
 
 
+@pytest.mark.promise("leftovers")
 def test_what_killed_processes_left_is_removed_when_the_run_goes_on(config):
     path = run_folder.prepare(config)
     leave(path)
@@ -329,6 +336,7 @@ def test_what_killed_processes_left_is_removed_when_the_run_goes_on(config):
     assert left == {*KEPT, ".lock", "flags.txt"}
 
 
+@pytest.mark.promise("leftovers")
 def test_nothing_of_a_run_in_use_or_of_other_settings_is_removed(config):
     path = run_folder.prepare(config)
     leave(path)
@@ -352,6 +360,7 @@ def test_evaluation_needs_a_run(config, tmp_path, mode, empty_folder):
     assert (tmp_path / "run").exists() == empty_folder
 
 
+@pytest.mark.promise("lock")
 def test_a_second_process_is_refused_with_the_pid_of_the_first(holder, tmp_path):
     with pytest.raises(ValueError, match=rf"in use by process {holder.pid}\b") as error:
         with run_folder.lock(tmp_path):
@@ -362,6 +371,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(holder, tmp_path)
             pass
 
 
+@pytest.mark.promise("lock")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_no_lock(holder, tmp_path, number):
     holder.send_signal(number)
@@ -406,6 +416,7 @@ def test_the_default_folder_can_be_continued_from_elsewhere(
     assert os.path.realpath(again.workdir) == os.path.realpath(folder)
 
 
+@pytest.mark.promise("lock")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_locks_is_warned_of_once(config, monkeypatch, capsys, number):
     """As some network disks: the run goes on, its files are whole even so."""

@@ -123,6 +123,7 @@ def test_every_flag_explains_itself(name):
     assert text.rstrip().endswith((".", "..."))
 
 
+@pytest.mark.promise("ranges")
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_wrong_value_is_refused_by_name(name):
     wrong = list(wrong_values(name))
@@ -162,6 +163,7 @@ def test_every_choice_is_allowed_and_named_in_the_help(name, choice):
     assert choice in values[name].help
 
 
+@pytest.mark.promise("ranges")
 @pytest.mark.parametrize("layers", [1, 2, 3, 8])
 def test_the_features_follow_the_layers_of_the_head(layers):
     names = configs.feature_names(layers)
@@ -175,6 +177,7 @@ def test_the_features_follow_the_layers_of_the_head(layers):
     assert f"'head_{layers}'" in str(error.value)
 
 
+@pytest.mark.promise("ranges")
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [

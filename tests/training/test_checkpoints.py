@@ -58,6 +58,7 @@ def test_what_was_saved_comes_back(tmp_path):
     assert_latest(tmp_path / "a" / "checkpoints", 62)
 
 
+@pytest.mark.promise("checkpoint-count")
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_stay(tmp_path, keep):
     save(tmp_path, 8, keep=keep)
@@ -69,6 +70,7 @@ def test_the_newest_stay(tmp_path, keep):
     assert_latest(tmp_path, 1000)
 
 
+@pytest.mark.promise("checkpoint-count")
 def test_other_files_are_left_alone(tmp_path):
     names = ("notes.txt", "step-best.npz", "step-000000001.npz.bak")
     for name in names:
@@ -79,6 +81,7 @@ def test_other_files_are_left_alone(tmp_path):
     assert_latest(tmp_path, 3)
 
 
+@pytest.mark.promise("full-disk")
 @pytest.mark.parametrize("place", ["fsync", "replace", "chmod"])
 def test_a_full_disk_leaves_the_older_ones_whole(tmp_path, monkeypatch, place):
     save(tmp_path, 1)
@@ -136,6 +139,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     assert_latest(tmp_path, 2)
 
 
+@pytest.mark.promise("history")
 def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
     path = tmp_path / "history.csv"
     files.write_atomically(path, b"old")
@@ -170,6 +174,7 @@ DISK_ERRORS = {
 }
 
 
+@pytest.mark.promise("full-disk")
 @pytest.mark.parametrize(("error", "number"), DISK_ERRORS.values(), ids=DISK_ERRORS)
 def test_errors_of_the_disk_name_the_file(error, number):
     with pytest.raises(OSError) as caught:
@@ -180,6 +185,7 @@ def test_errors_of_the_disk_name_the_file(error, number):
     assert "the/file" in str(caught.value)
 
 
+@pytest.mark.promise("full-disk")
 @pytest.mark.parametrize(
     "error",
     [
@@ -214,6 +220,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.promise("checkpoint-damaged")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_one_is_named_and_passed_over(tmp_path, capsys, damage):
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
@@ -224,6 +231,7 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path, capsys, damage):
     assert output.out == ""
 
 
+@pytest.mark.promise("checkpoint-bad-disk")
 def test_one_on_a_bad_place_of_the_disk_is_passed_over(tmp_path, capsys, monkeypatch):
     save(tmp_path, 1)
     newer = save(tmp_path, 2)
