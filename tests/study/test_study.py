@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tfsimclr.optimizers import schedules
+from tfsimclr.settings import config as configs
 from tfsimclr.study import command, plan, runner, tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -409,6 +410,66 @@ def test_the_processes_end_if_the_study_fails(fake, monkeypatch):
     monkeypatch.setattr(runner, "_wait", fail)
     assert "No space left" in fake()
     assert len(list(fake.out.glob("*/saved.txt"))) == 1
+
+
+def test_a_study_of_version_0_1_continues(fake, capsys):
+    tanh = f"--experiments={PAPER}/tanh.flags"
+    assert fake(tanh, "--ema=0.5") == 0  # the flag's old name
+    # Version 0.1 stored old names, and the default of the head's batch norm.
+    old_names = {new: old for old, new in configs.ALIASES.items()}
+
+    def age(settings):
+        settings = {old_names.get(k, k): v for k, v in settings.items()}
+        newer = ("pred_activation", "pred_batch_norm")
+        return {k: v for k, v in settings.items() if k not in newer}
+
+    state = fake.state()
+    state["settings"] = age(state["settings"])
+    assert state["settings"]["ema"] == 0.5
+    for name, entry in state["runs"].items():
+        entry["config"] = {**age(entry["config"]), "proj_batch_norm": "false"}
+        path = fake.out / name / "result.json"
+        result = {**json.loads(path.read_text()), "config": entry["config"]}
+        path.write_text(json.dumps(result))
+    (fake.out / "study.json").write_text(json.dumps(state))
+    capsys.readouterr()
+    assert fake(tanh, "--ema_decay=0.5", "--seeds=2") == 0
+    assert capsys.readouterr().out.count("finished before") == 1
+    assert fake.starts() == {"tanh-seed0": 1, "tanh-seed1": 1}
+    tables.main([str(fake.out)])
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_a_damaged_study_is_reported(fake):
+    fake.out.mkdir()
+    (fake.out / "study.json").write_text('{"settings": {}, "rows": {')
+    assert "study.json is damaged" in fake()
+
+
+@pytest.mark.parametrize(
+    "name", ["study", "tables", "figures", "simclr_v2_table", "fixed_target"]
+)
+def test_every_script_answers_help(name):
+    program = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"scripts/{name}.py" in done.stdout
+
+
+def test_a_plan_loads_no_tensorflow(tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from tfsimclr.study import command\n"
+        f"arguments = [{TEXTURES!r}, '--out={tmp_path / 'x'}', '--dry_run']\n"
+        f"command.main(pathlib.Path({str(PAPER)!r}), arguments)\n"
+        "print({'tensorflow', 'keras', 'pandas', 'scipy'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
 def test_the_plan_names_the_experiments_that_override_a_flag(capsys, tmp_path):

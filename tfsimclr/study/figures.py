@@ -22,7 +22,9 @@ from tfsimclr.training import recorder
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; `arguments` None takes those of the program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=pathlib.Path, help="A finished run folder.")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="Folder.")
     options = parser.parse_args(arguments)
