@@ -10,7 +10,7 @@ from tfsimclr.optimizers import lars, schedules
 from tfsimclr.settings.config import Config
 from tfsimclr.views.random_view import Views
 
-_BATCH_NORM = {"true": True, "false": False, "hidden": "hidden"}
+_BATCH_NORM: dict[str, bool | str] = {"true": True, "false": False, "hidden": "hidden"}
 
 
 def dataset(config: Config) -> datasets.DataSet:

@@ -88,6 +88,7 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     """
     tf = _tensorflow()
     from tfsimclr import build, modes, resolve
+    from tfsimclr.modes import plan
     from tfsimclr.runs import folder
 
     resolve.check(config, given, typed)
@@ -102,10 +103,10 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
         dataset = build.dataset(config)
         config = resolve.resolve(config, dataset)
     if config.mode == "plan":  # makes no run folder
-        return modes.plan.plan(config, dataset)
+        return plan.plan(config, dataset)
     if not config.workdir:
-        workdir = os.path.abspath(config.default_workdir())
-        config = dataclasses.replace(config, workdir=workdir)
+        default = os.path.abspath(config.default_workdir())
+        config = dataclasses.replace(config, workdir=default)
     workdir = folder.prepare(config)
     print("\n".join(config.lines()), flush=True)
     with folder.lock(workdir):

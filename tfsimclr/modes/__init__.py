@@ -1,6 +1,8 @@
 """What `--mode` can do: each mode is a list of functions of a run."""
 
-from tfsimclr.modes import distill, evaluate, export, finetune, plan, pretrain
+from collections.abc import Callable
+
+from tfsimclr.modes import distill, evaluate, export, finetune, pretrain
 
 
 def _finetune(config, dataset, workdir):
@@ -11,14 +13,13 @@ def _distill(config, dataset, workdir):
     export.export_classifier(distill.distill(config, dataset, workdir))
 
 
-# Mode -> functions (config, data set, run folder), called in order. `plan` is called
-# before there is a run folder.
-MODES = {
+# Mode -> functions (config, data set, run folder), called in order. `plan` is not among
+# them: it has no run folder.
+MODES: dict[str, tuple[Callable, ...]] = {
     "all": (pretrain.pretrain, evaluate.evaluate, export.export),
     "pretrain": (pretrain.pretrain,),
     "evaluate": (evaluate.evaluate,),
     "export": (export.export,),
     "finetune": (_finetune,),
     "distill": (_distill,),
-    "plan": (plan.plan,),
 }
