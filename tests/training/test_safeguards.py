@@ -48,6 +48,7 @@ def poison(monkeypatch):
     return at
 
 
+@pytest.mark.promise("not-finite")
 @pytest.mark.parametrize(
     ("precision", "factor"), [("float32", np.inf), ("mixed_bfloat16", np.nan)]
 )
@@ -76,6 +77,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+@pytest.mark.promise("float16-skips")
 def test_float16_skips_are_counted_and_shown_and_no_alarm(tiny, poison, capsys):
     config, dataset, folder = tiny(precision="mixed_float16")
     run_folder.prepare(config)
@@ -115,6 +117,7 @@ def step(guard, batch, skipped=0, loss=1.0):
     guard.on_train_batch_end(batch, {"loss": loss, "skipped_steps": total})
 
 
+@pytest.mark.promise("float16-skips")
 def test_skips_in_a_row_are_counted_over_the_end_of_an_epoch():
     guard = watched("mixed_float16")
     most = safeguards.MAX_CONSECUTIVE_SKIPS
@@ -135,6 +138,7 @@ def test_a_step_that_counts_ends_the_row():
     assert guard.skips_in_a_row == 4
 
 
+@pytest.mark.promise("float16-skips")
 def test_skips_of_before_a_resumption_are_not_counted_again():
     # `fit` calls on_epoch_begin of this callback, then of the journal, which restores.
     guard = watched("mixed_float16")
@@ -164,6 +168,7 @@ def test_without_a_loss_scale_the_first_skip_stops(precision):
         step(guard, 0, skipped=1)
 
 
+@pytest.mark.promise("collapse")
 @pytest.mark.parametrize(
     "sick",
     [
@@ -190,6 +195,15 @@ def test_a_collapse_is_told_once_on_stderr(capsys, sick):
     assert capsys.readouterr() == ("", "")
 
 
+def test_logits_that_start_at_zero_are_no_collapse(capsys):
+    guard = safeguards.CollapseWarning(check_z=False)
+    guard.on_epoch_end(0, {**HEALTHY, "z_std": 0.0})
+    assert capsys.readouterr() == ("", "")
+    guard.on_epoch_end(1, {**HEALTHY, "feature_std": 0.0})  # of h it still warns
+    assert "the features h have collapsed" in capsys.readouterr().err
+
+
+@pytest.mark.promise("collapse")
 def test_the_alarm_rings_in_a_run_whose_features_are_all_alike(tiny, capsys):
     config, dataset, folder = tiny(jitter_strength=0.0, grayscale=0.0)
     run_folder.prepare(config)
