@@ -133,10 +133,11 @@ def sha256(*parts: np.ndarray | bytes | str) -> str:
     for part in parts:
         if isinstance(part, str):
             # Paths may hold bytes that are no UTF-8.
-            part = part.encode(errors="surrogateescape")
-        elif not isinstance(part, bytes):
-            part = np.ascontiguousarray(part)
-        checksum.update(part)
+            checksum.update(part.encode(errors="surrogateescape"))
+        elif isinstance(part, bytes):
+            checksum.update(part)
+        else:
+            checksum.update(np.ascontiguousarray(part).data)
     return checksum.hexdigest()
 
 
