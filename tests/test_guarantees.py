@@ -17,7 +17,7 @@ def names_on_the_page():
 
 
 def marked_tests():
-    """Returns {name of a promise: tests that are marked with it}, read without imports."""
+    """Returns {name of a promise: tests marked with it}; the tests are not imported."""
     marked = {}
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -31,7 +31,7 @@ def marked_tests():
 
 
 def promise_of(decorator):
-    """Returns the name in `@pytest.mark.promise(name)`, or None for other decorators."""
+    """Returns the name in `pytest.mark.promise(name)`; None for other decorators."""
     if ast.unparse(decorator).startswith("pytest.mark.promise"):
         (argument,) = decorator.args
         return ast.literal_eval(argument)

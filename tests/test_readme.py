@@ -269,13 +269,3 @@ def test_numbers_of_the_readme_are_those_of_the_pages():
 def test_the_citation_names_this_version():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"version: {tfsimclr.__version__}\n" in citation
-
-
-@pytest.mark.quick
-def test_promises_of_tests_stand_in_the_guarantees():
-    text = TEXTS["docs/guarantees.md"]
-    promises = re.findall(r"^\* `([\w-]+)`: ", text, re.MULTILINE)
-    assert len(promises) == len(set(promises)) > 50
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        marked = re.findall(r'mark\.promise\("([\w-]+)"\)', path.read_text("utf-8"))
-        assert set(marked) <= set(promises), path
