@@ -51,7 +51,7 @@ def test_nt_xent_of_any_float_type_is_computed_in_float32(dtype, temperature):
     fast = losses.nt_xent(z_a, z_b, temperature)
     slow = references.nt_xent(z_a.numpy(), z_b.numpy(), temperature)
     assert fast.dtype == tf.float32
-    # A sum in half precision would be off by 1e-3 and more.
+    # Sums in half precision would differ by 1e-3 or more.
     np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_nt_xent_ignores_the_length_of_the_rows():
 @pytest.mark.parametrize("n,d", [(2, 3), (4, 5)])
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
 def test_gradient_matches_central_differences(name, n, d, temperature):
-    # Views that do not agree: aligned ones have no gradient left when it is cold.
+    # Random pairs: the gradient of similar views vanishes at a small temperature.
     z_a, z_b = np.random.default_rng(3).normal(size=(2, n, d)).astype("float32")
     _, fast = value_and_gradients(getattr(losses, name), z_a, z_b, temperature)
     slow = references.gradients(
@@ -158,7 +158,7 @@ def test_gradient_matches_central_differences(name, n, d, temperature):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_cold_temperature_and_large_rows_stay_finite(name, dtype, scale):
+def test_small_temperatures_and_large_rows_stay_finite(name, dtype, scale):
     z_a, z_b = (tf.cast(scale * z, dtype) for z in pair(16, 8))
     loss, gradients = value_and_gradients(getattr(losses, name), z_a, z_b, 0.01)
     slow = getattr(references, name)(z_a.numpy(), z_b.numpy(), 0.01)
@@ -185,7 +185,7 @@ def test_zero_rows_stay_finite(name, dtype, rows):
 
 
 def largest_output(function, *shapes):
-    """Returns the largest number of elements that any operation of a graph makes."""
+    """Returns the largest number of elements of any tensor in a graph."""
 
     @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
     def traced(z_a, z_b):
@@ -284,7 +284,7 @@ def test_info_nce_is_one_sided():
     n, temperature = 5, 0.5
     query = np.tile(np.eye(1, n, dtype="float32"), (n, 1))  # every row e_0
     key = np.eye(n, dtype="float32")
-    # Row 0 meets its key, the others meet row 0's: softmax over keys only.
+    # All queries equal the key of row 0, the positive of query 0 only.
     spread = math.log(math.exp(1 / temperature) + n - 1)
     expected = spread - 1 / temperature / n
     loss = losses.info_nce(query, key, temperature)
@@ -298,7 +298,7 @@ def test_info_nce_matches_npairs_loss_of_tensorflow_addons():
         query, key = saved["npairs_queries"], saved["npairs_keys"]
         temperature = float(saved["npairs_temperature"])
         expected = float(saved["npairs_loss"])
-    # Addons leaves the normalisation to its caller, so the stored rows have length one.
+    # Addons does not normalise rows, so the stored rows have length one.
     np.testing.assert_allclose(np.linalg.norm(query, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(key, axis=1), 1, rtol=1e-5)
     loss = losses.info_nce(query, key, temperature)
@@ -331,7 +331,7 @@ def test_decoupled_loss_of_equal_rows_has_one_candidate_less(name, n):
 
 
 def test_decoupling_keeps_the_pull_of_pairs_that_agree():
-    """NT-Xent's gradient fades as its positive wins; that is what dcl removes."""
+    """The gradient of NT-Xent vanishes for close positives, that of dcl does not."""
     z_a, _ = pair(2, 8)
     z_b = z_a + 0.01 * pair(2, 8, seed=1)[0]
     sizes = {}

@@ -15,7 +15,7 @@ STEPS = 10
 
 
 def problem(shape, seed=0):
-    """Returns a first weight and ten gradients of changing size and direction."""
+    """Returns an initial weight and ten gradients of changing size and direction."""
     rng = np.random.default_rng((seed, len(shape)))
     weight = rng.normal(size=shape)
     sizes = rng.uniform(0.1, 5.0, size=STEPS)
@@ -28,7 +28,7 @@ def variable(value, **kwargs):
 
 
 def check_path(fast, slow, start):
-    """Compares two trajectories in units of the distance that was gone."""
+    """Compares two trajectories relative to the distance moved."""
     moved = max(np.abs(step - start).max() for step in slow)
     assert moved > 0
     for fast_step, slow_step in zip(fast, slow, strict=True):
@@ -44,7 +44,7 @@ def check_path(fast, slow, start):
 @pytest.mark.parametrize("trust", [0.001, 0.05])
 def test_ten_steps_match_a_float64_trajectory(shape, momentum, l2, trust):
     weight, gradients = problem(shape)
-    # The rate falls and rises: inside or outside the velocity are two optimizers.
+    # A changing rate, so that it matters that the rate is inside the velocity.
     rates = [2.0, 2.0, 0.2, 4.0, 1.0, 0.0, 3.0, 0.1, 2.0, 0.5]
     optimizer = lars.LARS(learning_rate=1.0, momentum=momentum, l2=l2, trust=trust)
     moving = variable(weight)
@@ -278,7 +278,7 @@ def product_loss(target, output):
 
 @pytest.fixture
 def set_policy():
-    """Yields the setter of the global dtype policy, which is put back afterwards."""
+    """Yields the setter of the global dtype policy; restores the policy afterwards."""
     before = keras.config.dtype_policy()
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy(before)
