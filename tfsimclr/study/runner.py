@@ -309,7 +309,7 @@ class _Children:
         stopped: Whether a signal has arrived.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stopped = False
         self.processes: list[subprocess.Popen] = []
 
