@@ -20,16 +20,12 @@ from tfsimclr.settings.config import Config
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-# A run is tied to its images and its teacher, not to their paths. The checkpoint holds
-# a checksum of the images, and that of a student one of the teacher's weights.
-_PATHS = ("data_dir", "teacher_dir")
-
-
 def prepare(config: Config) -> pathlib.Path:
     """Returns the run folder with its flags.txt; creates a new one.
 
     A run folder is tied to its settings: an existing one must have the same settings of
-    the pretraining, other than paths.
+    the pretraining. Images and teacher may lie at another path: the checkpoint holds a
+    checksum of the images, and a student's also one of the teacher's weights.
 
     Raises:
         UserError: If the folder has other settings, is not a run folder, or cannot be
@@ -159,7 +155,7 @@ def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
     writer = header.removeprefix("# tfsimclr ").strip()
     if _version(writer) > _version(__version__):
         raise UserError(
-            f"{flags_file.parent} was made by tfsimclr {writer}, which is newer than "
+            f"{flags_file.parent} was written by tfsimclr {writer}, and this is "
             f"{__version__}. Update tfsimclr or name another --workdir."
         )
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -174,7 +170,7 @@ def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
 
 def _check_same(config: Config, flags_file: pathlib.Path) -> None:
     before = _read_flags(flags_file)
-    now = {k: v for k, v in config.pretraining().items() if k not in _PATHS}
+    now = config.pretraining()
     differences = [
         f"--{name}={before[name]} there, --{name}={now[name]} here"
         for name in now
