@@ -20,7 +20,6 @@ from tfsimclr import run
 from tfsimclr.data import textures
 from tfsimclr.modes import export
 from tfsimclr.runs import classifiers, loading
-from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.training import checkpoints
@@ -137,7 +136,7 @@ def test_a_finished_fine_tuning_is_left_as_it_is(legacy, capsys):
 
 
 def test_an_old_run_is_exported_without_flags_or_data(legacy):
-    config = run_folder.saved_config(legacy / "simclr")
+    config = flagfiles.read_config(legacy / "simclr" / "flags.txt")
     assert config.ema_decay == 0.9 and config.optimizer == "lars"
     path = export.export(config, None, legacy / "simclr")
     assert (path / "saved_model.pb").exists()

@@ -293,7 +293,7 @@ def test_other_paths_need_not_be_text(config):
     assert run_folder.prepare(config) == path
     again = parse(f"--flagfile={path / 'flags.txt'}")
     assert again == config and again.data_dir == odd
-    assert run_folder.saved_config(path) == config
+    assert flagfiles.read_config(path / "flags.txt") == config
 
 
 @pytest.mark.parametrize("name", ["data_dir", "teacher_dir"])
@@ -301,20 +301,6 @@ def test_images_and_teacher_may_move_to_another_path(config, name):
     run_folder.prepare(dataclasses.replace(config, **{name: "/old"}))
     path = run_folder.prepare(dataclasses.replace(config, **{name: "/new"}))
     assert f"--{name}=/new" in (path / "flags.txt").read_text().splitlines()
-
-
-def test_the_settings_of_a_run_are_read_back(config, tmp_path):
-    path = run_folder.prepare(config)
-    assert run_folder.saved_config(path) == config
-    path.rename(tmp_path / "moved")
-    moved = run_folder.saved_config(tmp_path / "moved")
-    assert moved == dataclasses.replace(config, workdir=str(tmp_path / "moved"))
-    with pytest.raises(ValueError, match="is not a run folder"):
-        run_folder.saved_config(tmp_path)
-    flags_txt = tmp_path / "moved" / "flags.txt"
-    flags_txt.write_text(flags_txt.read_text() + "--epochs=many\n")
-    with pytest.raises(ValueError, match="damaged.*epochs"):
-        run_folder.saved_config(tmp_path / "moved")
 
 
 LEFT = (".partial-abc", "features/.partial-abc", ".saved_model-abc/new/saved_model.pb")

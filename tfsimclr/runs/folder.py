@@ -1,7 +1,6 @@
 """The run folder: creation, the check that it fits the settings, and the lock."""
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import functools
@@ -9,7 +8,6 @@ import os
 import pathlib
 import sys
 
-from absl import flags
 from packaging import version
 
 from tfsimclr import __version__, files
@@ -72,27 +70,6 @@ def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
         files.write_atomically(flags_file, text.encode(errors="surrogateescape"))
         _remove_leftovers(path)
     return path
-
-
-def saved_config(path: pathlib.Path) -> Config:
-    """Returns the resolved settings of a run folder, from its flags.txt.
-
-    Modes that need no images, such as the export, work with them when the data is gone.
-
-    Raises:
-        UserError: If the folder is not a run folder, or flags.txt is damaged.
-    """
-    flags_file = path / "flags.txt"
-    if not flags_file.exists():
-        raise UserError(f"{path} is not a run folder: it has no flags.txt.")
-    lines = [f"--{name}={value}" for name, value in _read_flags(flags_file).items()]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    try:
-        values(["tfsimclr", *lines])
-    except flags.Error as error:
-        raise UserError(f"{flags_file} is damaged: {error}") from error
-    return dataclasses.replace(configs.from_flags(values), workdir=str(path))
 
 
 @contextlib.contextmanager
