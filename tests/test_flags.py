@@ -6,9 +6,8 @@ import shlex
 
 import pytest
 from absl import flags
-from conftest import with_optimizer_defaults
 
-from tfsimclr import resolve
+from tfsimclr import optimizers, resolve
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.study import plan
@@ -36,6 +35,15 @@ def parse(arguments):
     config = configs.from_flags(values)
     resolve.check(config, *flagfiles.names_given(argv))
     return config
+
+
+def with_optimizer_defaults(config):
+    """Returns the config with the optimizer's defaults in place of None."""
+    return config.replace_none(
+        **optimizers.optimizer_defaults(
+            config.optimizer, config.learning_rate_scaling, config.epochs
+        )
+    )
 
 
 def header(path):
