@@ -10,6 +10,8 @@ import types
 import pytest
 from bench import command_line, harness, report
 
+pytestmark = pytest.mark.quick
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

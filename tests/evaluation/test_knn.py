@@ -6,6 +6,8 @@ import pytest
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import knn
 
+pytestmark = pytest.mark.quick
+
 
 def features_and_labels(num, seed=0, classes=4, dim=20):
     """Returns features `[num, dim]`, a Gaussian cluster per class, and labels."""

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from tfsimclr.evaluation import metrics
 
+pytestmark = pytest.mark.quick
+
 OF_PAIRS = ["contrastive_top1", "alignment"]
 OF_FEATURES = ["uniformity", "feature_std", "effective_rank"]
 SHAPES = [(2, 3), (3, 8), (7, 1), (16, 5), (5, 16), (33, 12)]

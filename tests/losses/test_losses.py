@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfsimclr import losses
 
+pytestmark = pytest.mark.quick
+
 ADDONS = pathlib.Path(__file__).parents[1] / "data" / "addons_0_23_0.npz"
 NAMES = ["nt_xent", "dcl", "dclw", "info_nce"]
 CONTRASTIVE = NAMES[:3]

@@ -21,12 +21,14 @@ from tfsimclr.training import checkpoints, recorder
 by_row = pytest.mark.parametrize("name", ROWS)
 
 
+@pytest.mark.quick
 def test_every_method_has_a_row():
     assert {row.settings.get("method", "simclr") for row in ROWS.values()} == set(
         METHODS
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", METHODS)
 def test_what_an_entry_uses_are_settings_and_arguments(method):
     entry = METHODS[method]
@@ -142,6 +144,7 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     assert set(outputs) == {*layers, "logits"}
 
 
+@pytest.mark.quick
 @pytest.mark.promise("unused-settings")
 @pytest.mark.parametrize(
     "settings,message",
@@ -161,6 +164,7 @@ def test_settings_of_another_method_or_batch_are_refused(tiny, settings, message
         tiny(**settings)
 
 
+@pytest.mark.quick
 def test_defaults_of_the_methods(tiny):
     config, _, _ = tiny()
     assert (config.ema_decay, config.proj_batch_norm) == (0, "false")

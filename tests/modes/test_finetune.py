@@ -62,6 +62,7 @@ def coloured(count=24):
 # The labels
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("share", "each"), [(0.1, 4), (0.25, 10), (1.0, 40)])
 def test_the_subset_has_as_many_of_every_class(share, each):
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 40))
@@ -93,6 +94,7 @@ def test_the_subset_is_fixed_by_its_seed_and_grows_with_its_share():
     assert set(sampling.label_fraction(labels, 0.02, 3)) < set(first)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("settings", "images", "expected"),
     [

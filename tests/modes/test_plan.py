@@ -19,6 +19,7 @@ def convolution(stride, padding):
     return call
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("stride", "padding", "side"), [(1, "SAME", 8), (2, "SAME", 4), (1, "VALID", 6)]
 )
@@ -63,6 +64,7 @@ def test_operations_that_no_output_needs_are_not_counted():
     assert flops.multiply_adds(call, tf.TensorSpec([4, 4])) == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("depth", "giga"), [(18, 1.81), (50, 4.09)])
 def test_published_resnets(depth, giga):
     """He et al. 2015, table 1 (there 1.8 and 3.8: the stride of v1.5 costs 0.3)."""
@@ -181,6 +183,7 @@ def test_row_blocks_let_larger_batches_fit(tiny):
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -8,6 +8,8 @@ import tensorflow as tf
 from tfsimclr.networks import heads
 from tfsimclr.networks.names import feature_names
 
+pytestmark = pytest.mark.quick
+
 WIDTH = 6
 
 FORMULAS = {

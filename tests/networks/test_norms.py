@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tfsimclr.networks import norms
 
+pytestmark = pytest.mark.quick
+
 
 def layer(precision, shape, fused=True, **more):
     norm = norms.SplitBatchNormalization(

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfsimclr.optimizers import lars, schedules
 
+pytestmark = pytest.mark.quick
+
 SHAPES = {"kernel": (4, 3), "convolution": (3, 3, 2, 4), "bias": (5,), "scalar": ()}
 STEPS = 10
 

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfsimclr.optimizers import schedules
 
+pytestmark = pytest.mark.quick
+
 DECAYS = ["constant", "cosine"]
 
 

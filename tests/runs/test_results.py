@@ -6,6 +6,8 @@ import pytest
 
 from tfsimclr.runs import results
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):

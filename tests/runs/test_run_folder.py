@@ -18,6 +18,8 @@ from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.settings.config import Config
 
+pytestmark = pytest.mark.quick
+
 HOLD = """
 import pathlib, sys, time
 from tfsimclr.runs import folder

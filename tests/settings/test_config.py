@@ -14,6 +14,8 @@ from tfsimclr.settings import config as configs
 from tfsimclr.settings import options
 from tfsimclr.settings.config import Config
 
+pytestmark = pytest.mark.quick
+
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # The table of the command line, without its reserved names. None: decided later, by
 # the data set or the optimizer.

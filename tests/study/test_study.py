@@ -37,6 +37,7 @@ def settings(row, overrides=(), **more):
     return runs[entries[row]["runs"]["0"]].config
 
 
+@pytest.mark.quick
 def test_the_plan_covers_every_experiment_of_the_paper_once():
     entries, runs = planned(seeds=3)
     assert sorted(entries) == sorted(tables.PAPER)
@@ -81,6 +82,7 @@ def test_runs_of_an_earlier_call_are_shared():
     assert entries["sqrt_warmup"]["runs"] == {"0": "sqrt_warmup-seed0"}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("row", tables.PAPER)
 def test_base_then_study_then_experiment(row):
     overrides = ["--dataset=textures", "--width=0.25", "--epochs=3", "--stem=medium"]

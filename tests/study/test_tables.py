@@ -81,6 +81,7 @@ def test_the_paper_s_numbers_are_those_of_the_flagfiles():
         assert f"the paper: {top1:.2f} %" in header
 
 
+@pytest.mark.quick
 def test_mean_deviation_and_paired_interval(study, capsys):
     study = study()
     base, lars = [0.60, 0.62, 0.61], [0.63, 0.64, 0.66]

@@ -12,6 +12,8 @@ import tensorflow as tf
 from tfsimclr import files
 from tfsimclr.training import checkpoints
 
+pytestmark = pytest.mark.quick
+
 
 def arrays_of(step):
     values = np.random.default_rng(step).normal(size=(3, 4)).astype("float32")

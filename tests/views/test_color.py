@@ -12,6 +12,8 @@ from scipy import stats
 
 from tfsimclr.views import color, random_view
 
+pytestmark = pytest.mark.quick
+
 ADDONS = np.load(pathlib.Path(__file__).parents[1] / "data/addons_0_23_0.npz")
 OPERATIONS = range(4)  # brightness, contrast, saturation, hue
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)

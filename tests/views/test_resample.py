@@ -10,6 +10,8 @@ from scipy import stats
 
 from tfsimclr.views import random_view, resample
 
+pytestmark = pytest.mark.quick
+
 ADDONS = np.load(pathlib.Path(__file__).parents[1] / "data/addons_0_23_0.npz")
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
