@@ -17,7 +17,8 @@ import tensorflow as tf
 from absl import flags
 
 from tfsimclr import run
-from tfsimclr.data import textures
+from tfsimclr.data import dataset as datasets
+from tfsimclr.data import prepare, textures
 from tfsimclr.modes import export
 from tfsimclr.runs import classifiers, loading
 from tfsimclr.settings import config as configs
@@ -148,3 +149,20 @@ def test_an_old_result_is_understood(legacy):
     assert config.label_fraction == result["config"]["labels"]
     assert config.ema_decay == result["config"]["ema"]
     assert config.teacher_dir == "" and config.loss_block_rows == 0
+
+
+def test_a_store_is_still_valid(legacy, monkeypatch):
+    """The textures were identified by their source file's checksum, now by a version."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the store was prepared again")
+
+    folder = legacy / "cache" / "textures-16px-af4a8afe"
+    folder.parent.mkdir()
+    (legacy / "store").rename(folder)
+    monkeypatch.setattr(prepare.store_writer, "create", refuse)
+    dataset = datasets.load("textures", image_size=16, cache_dir=str(folder.parent))
+    assert [len(s.images) for s in (dataset.unlabeled, dataset.train)] == [80, 60]
+    images, labels = textures.make("train", 16)
+    np.testing.assert_array_equal(dataset.train.images, images)
+    np.testing.assert_array_equal(dataset.train.labels, labels)

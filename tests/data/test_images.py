@@ -270,7 +270,7 @@ def hold(budget, needs, seconds=0.02):
     held, seen, mutex = [], [], threading.Lock()
 
     def work(need):
-        with budget.of(need):
+        with budget.reserve(need):
             with mutex:
                 held.append(need)
                 seen.append((sum(held), max(held)))
@@ -300,7 +300,7 @@ def test_the_memory_of_large_images_is_limited():
 @pytest.mark.promise("decode-memory")
 def test_small_images_do_not_wait():
     budget = decoding.Budget(64_000)
-    with budget.of(10**9):
+    with budget.reserve(10**9):
         assert sum(total == 999 * 8 for total, _ in hold(budget, [999] * 8, 0.5)) == 1
         waiting = threading.Thread(target=hold, args=(budget, [1000], 0))
         waiting.start()
@@ -320,7 +320,7 @@ def test_an_error_gives_the_memory_back(monkeypatch):
 
 PEAK = """
     import re, sys
-    from tfsimclr import decoding, images
+    from tfsimclr.data import decoding, images
 
     def peak():  # not the one of resource.getrusage, which a child inherits
         with open("/proc/self/status") as file:

@@ -10,7 +10,10 @@ import time
 import numpy as np
 import pytest
 
+from tfsimclr import files
 from tfsimclr.data import batches, store, store_writer
+
+pytestmark = pytest.mark.quick
 
 SIZE = 4
 
@@ -129,7 +132,7 @@ def test_missing_store():
 
 
 def test_a_large_file_is_checked_in_pieces_spread_over_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(files, "PIECE_BYTES", 100)
     monkeypatch.setattr(store, "_MAX_PIECES", 3)
     make(tmp_path / "s")
     path = tmp_path / "s" / "images.npy"

@@ -387,7 +387,7 @@ def test_a_student_is_a_run_of_its_own():
     resolve.check(config)
     other = dataclasses.replace(config, teacher_dir="/other")
     assert config.default_workdir() != other.default_workdir()
-    assert "teacher_dir" in config.pretraining()
+    assert "teacher_dir" not in config.pretraining()  # its weights are compared
 
 
 def test_a_teacher_of_another_size_or_other_classes_is_refused(student, tmp_path):

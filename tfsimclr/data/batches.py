@@ -9,7 +9,7 @@ from tfsimclr.errors import UserError
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Returns the number of whole batches in an epoch; the rest is left out.
+    """Returns the number of whole batches in an epoch, without the remainder.
 
     Raises:
         UserError: If there is not one whole batch.

@@ -1,15 +1,11 @@
-"""A data set by name: prepared once as a store, then opened."""
+"""Data sets by name: prepared once as a store, opened from there afterwards."""
 
 import dataclasses
-import hashlib
-import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 
 from tfsimclr.data import folder as folder_source
-from tfsimclr.data import prepare, textures
-from tfsimclr.data import tfds as tfds_source
+from tfsimclr.data import prepare, sources
 from tfsimclr.errors import UserError
 
 # What suits a data set. The stem follows the size: the small one keeps all pixels, the
@@ -45,7 +41,7 @@ class DataSet:
         class_names: Names of the classes 0, 1, ...
         image_size: Side of a view in pixels. Stored images may be larger, so that a
             crop of them still has pixels to fill a view.
-        skipped: Number of images that were left out because they cannot be read.
+        skipped: Number of images that could not be read and are not in the store.
     """
 
     name: str
@@ -67,7 +63,7 @@ class DataSet:
 
     @property
     def has_labels(self) -> bool:
-        """Whether a classifier can be trained and tested."""
+        """Whether there are labels to train and to test a classifier."""
         splits = (self.train, self.test)
         some = all(split and (split.labels >= 0).any() for split in splits)
         return some and self.num_classes > 1
@@ -78,13 +74,15 @@ def defaults(name: str, image_size: int | None = None, data_dir: str = "") -> di
 
     Args:
         name: Name of the data set.
-        image_size: Side of a view in pixels; None finds it out, for which a folder is
-            looked through.
+        image_size: Side of a view in pixels; None reads it from the data set, for a
+            folder from a sample of its images.
         data_dir: Where the images are.
     """
     known = dict(DEFAULTS.get(name, {}))
     if not image_size:
-        image_size = known.get("image_size") or _default_size(_source(name, data_dir))
+        image_size = known.get("image_size") or _default_size(
+            sources.source(name, data_dir)
+        )
     if image_size != known.get("image_size"):
         known["stem"] = "small" if image_size <= 40 else "medium"
         known["stem"] = known["stem"] if image_size <= 64 else "imagenet"
@@ -105,7 +103,7 @@ def load(
     cache_dir: str = "",
     verbose: bool = True,
 ) -> DataSet:
-    """Returns a data set, made into a store under the cache folder on the first use.
+    """Returns a data set; the first call prepares a store of it in the cache folder.
 
     Args:
         name: `textures` (made by the program), `folder` or a TFDS image data set.
@@ -117,20 +115,20 @@ def load(
             named on stderr.
 
     Raises:
-        UserError: If the data cannot be had; the message says what to do.
+        UserError: If the data set cannot be read; the message says what to do.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size must be at least 1 pixel, got {image_size}.")
     cache = prepare.cache_folder(cache_dir)
-    source = _source(name, data_dir)
+    source = sources.source(name, data_dir)
     if not image_size:
         known = DEFAULTS.get(name, {}).get("image_size")
         image_size = known or _default_size(source)
     side = image_size
     if name != "textures":
-        # A third more than a view: a random crop then still has pixels to show, at
-        # under twice the memory. Never more than the images have: views enlarge on
-        # the fly, which costs nothing, and stored enlarged pixels would say nothing.
+        # A third larger than a view, so that a random crop has enough pixels, for less
+        # than twice the memory. Never larger than the images: a view enlarges a crop
+        # at no cost, and enlarged pixels in the store would hold no information.
         side = max(1, min(source.short_side(), round(4 / 3 * image_size)))
     for note in source.notes if verbose else ():
         print(f"{name}: {note}.")
@@ -144,35 +142,6 @@ def load(
         image_size=image_size,
         skipped=len(opened.skipped),
     )
-
-
-class _TexturesSource:
-    """The embedded textures, as a source of arrays."""
-
-    class_names = textures.CLASS_NAMES
-    splits = textures.SPLITS
-    notes = ()
-
-    def short_side(self) -> int:
-        return DEFAULTS["textures"]["image_size"]
-
-    def count(self, split: str) -> int:
-        return self.splits[split]
-
-    def blocks(self, split: str, side: int) -> Iterator[list[tuple[np.ndarray, int]]]:
-        yield list(zip(*textures.make(split, side), strict=True))
-
-    def fingerprint(self) -> str:
-        code = pathlib.Path(textures.__file__).read_bytes()
-        return hashlib.sha256(code).hexdigest()
-
-
-def _source(name: str, data_dir: str):
-    if name == "textures":
-        return _TexturesSource()
-    if name == "folder":
-        return folder_source.FolderSource(data_dir)
-    return tfds_source.TfdsSource(name, data_dir)
 
 
 def _default_size(source) -> int:

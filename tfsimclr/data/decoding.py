@@ -1,4 +1,4 @@
-"""Opened images made RGB, in bounded memory."""
+"""Decoding of opened images to RGB, in bounded memory."""
 
 import contextlib
 import threading
@@ -8,25 +8,25 @@ from PIL import Image
 
 from tfsimclr.errors import UserError
 
-# One image may need more, and is then decoded while no other large one is.
+# Bytes. An image that needs more is decoded while no other large image is.
 LIMIT = 1 << 30
 _SMALL = 64
 _STRIP_PIXELS = 1 << 20
-# What is allocated in pieces of up to 32 MB, as Pillow's are by default, the C library
-# may keep when it is freed, for each thread anew.
+# The C library may keep freed blocks of up to 32 MB, in every thread. Pillow allocates
+# such blocks by default.
 _BLOCK_BYTES = 1 << 26
 if Image.core.get_block_size() < _BLOCK_BYTES:
     Image.core.set_block_size(_BLOCK_BYTES)
 
 
 class Budget:
-    """Bytes that threads share: who needs more than is left waits.
+    """A memory budget of decoding threads; `reserve` blocks until enough is free.
 
-    A need above the limit is met as soon as nobody else holds any. Needs of less than
-    a 64th of it are not counted, so small images never wait.
+    A reservation above the limit succeeds once no other thread has one. Reservations
+    below a 64th of the limit are not counted, so small images never wait.
 
     Args:
-        limit: In bytes.
+        limit: Bytes that may be reserved at a time.
     """
 
     def __init__(self, limit: int = LIMIT):
@@ -35,8 +35,8 @@ class Budget:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def of(self, count: int):
-        """Holds `count` bytes in its block."""
+    def reserve(self, count: int):
+        """Reserves `count` bytes for the duration of the `with` block."""
         if count < self.limit // _SMALL:
             yield
             return
@@ -54,21 +54,21 @@ class Budget:
 
 
 def bytes_needed(image: Image.Image, full_size: tuple[int, int]) -> int:
-    """Returns how many bytes it takes at most to decode an image and make it RGB.
+    """Returns the most bytes needed to decode an image to RGB.
 
     Measured with Pillow 13 on 100 megapixels of every kind.
 
     Args:
-        image: Opened and drafted, not loaded.
+        image: Opened, with `draft` called, and not loaded.
         full_size: Width and height before the draft.
     """
     pixels = image.width * image.height
     if image.format == "WEBP":
-        return 20 * pixels  # its decoder keeps two canvases and hands over a third
+        return 20 * pixels  # the decoder allocates two canvases and returns a third
     plain = image.mode == "RGB" and image.format != "TIFF"
     count = (5 if plain else 9) * pixels
     if image.info.get("progressive"):
-        # All coefficients, 2 bytes each, however small the draft.
+        # The decoder holds all coefficients, 2 bytes each, at any draft size.
         count += 2 * len(image.getbands()) * full_size[0] * full_size[1]
     return count
 
@@ -85,7 +85,7 @@ def rgb(image: Image.Image) -> Image.Image:
     rows = max(1, _STRIP_PIXELS // image.width)
     if image.height <= rows:
         return _strip_to_rgb(image)
-    # In strips: what lies between a mode and RGB would take as much several times over.
+    # In strips: the intermediate images would take several times the memory.
     result = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))

@@ -38,7 +38,7 @@ _BLOCK = 32  # images per task of the pool: one task per image costs as much as 
 
 
 class UnreadableImageError(Exception):
-    """One image that cannot be used: `path` says which, `reason` why, in one line."""
+    """An image that cannot be used, with its `path` and a `reason` of one line."""
 
     def __init__(self, path: str, reason: str):
         self.path = path
@@ -53,9 +53,9 @@ class UnreadableImageError(Exception):
 def find(folder: str) -> list[str]:
     """Returns the sorted paths of all image files below `folder`, by file extension.
 
-    Links are followed, but every real folder is entered once, so that a loop of links
-    ends. Names that start with a dot are skipped. A broken link with the name of an
-    image is listed, so that reading it names it.
+    Links are followed. Every real folder is listed only once, so a loop of links ends.
+    Names that start with a dot are skipped. A broken link with the name of an image is
+    listed, so that the user is told about it when it is read.
 
     Raises:
         UserError: If a folder cannot be listed.
@@ -67,7 +67,7 @@ def find(folder: str) -> list[str]:
             "Make it readable or move it out of the image folder."
         )
 
-    found, entered = [], set()
+    paths, entered = [], set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=stop):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in entered:
@@ -80,8 +80,8 @@ def find(folder: str) -> list[str]:
             if is_image and not name.startswith("."):
                 path = os.path.join(root, name)
                 if _is_file_or_broken_link(path):
-                    found.append(path)
-    return sorted(found)
+                    paths.append(path)
+    return sorted(paths)
 
 
 def read(source: str | bytes, size: int, name: str = "") -> np.ndarray:
@@ -98,7 +98,7 @@ def read(source: str | bytes, size: int, name: str = "") -> np.ndarray:
         name: What an error calls the image; by default the path.
 
     Raises:
-        Unreadable: If the image cannot be used, whatever the cause.
+        UnreadableImageError: If the image cannot be used, for any reason.
     """
     name = name or (source if isinstance(source, str) else "image")
     try:
@@ -108,7 +108,7 @@ def read(source: str | bytes, size: int, name: str = "") -> np.ndarray:
             # the last resampling step to a proper filter.
             image.draft(None, (2 * size, 2 * size))
             need = decoding.bytes_needed(image, full_size)
-            with _BUDGET.of(need), contextlib.closing(image):
+            with _BUDGET.reserve(need), contextlib.closing(image):
                 orientation = _orientation(image)  # decodes all of a PNG
                 square = _square(decoding.rgb(image), size)
         if orientation in _UPRIGHT:
@@ -122,7 +122,7 @@ def short_side(source: str | bytes, name: str = "") -> int:
     """Returns the shorter side of an image in pixels, from the file's header alone.
 
     Raises:
-        Unreadable: If the header cannot be read.
+        UnreadableImageError: If the header cannot be read.
     """
     name = name or (source if isinstance(source, str) else "image")
     try:
@@ -156,7 +156,7 @@ def median_short_side(sources: Iterable[tuple[str | bytes, str]]) -> int:
 def read_all(
     rows: Iterable[tuple[str | bytes, str, int]], size: int, threads: int | None = None
 ) -> Iterator[list[tuple[np.ndarray | UnreadableImageError, int]]]:
-    """Yields blocks of (image or `Unreadable`, label), in the order of `rows`.
+    """Yields blocks of (image or `UnreadableImageError`, label), in order.
 
     Threads, not processes: Pillow decodes without the interpreter lock, and a forked or
     spawned child of a program that holds TensorFlow is slow or unsafe.
@@ -193,7 +193,7 @@ def read_all(
 
 @contextlib.contextmanager
 def _quietly():
-    """Keeps Pillow's warnings, of several lines each, from stderr."""
+    """Hides Pillow's warnings, which take several lines each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield

@@ -1,21 +1,17 @@
-"""Turns a source of images into a store under the cache folder, or finds it there.
+"""Finds the store of a source in the cache folder, or prepares it there."""
 
-A source (textures, a folder, a TFDS data set) has `splits` and `class_names`,
-`count(split)`, `fingerprint()`, and `blocks(split, side)`: lists of (image or
-`images.Unreadable`, label).
-"""
-
-import hashlib
 import os
 import pathlib
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 
 import numpy as np
+import platformdirs
+import tqdm
 
+from tfsimclr import files
 from tfsimclr.data import images, store, store_writer
 from tfsimclr.errors import UserError
 
@@ -23,9 +19,13 @@ MAX_UNREADABLE = 0.01
 
 
 def cache_folder(cache_dir: str) -> pathlib.Path:
-    """Returns the cache folder, made; raises a ValueError if it cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = pathlib.Path(cache_dir or os.path.join(base, "tfsimclr")).expanduser()
+    """Returns the cache folder; creates it if need be.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    default = platformdirs.user_cache_dir("tfsimclr")
+    folder = pathlib.Path(cache_dir or default).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -41,10 +41,10 @@ def cache_folder(cache_dir: str) -> pathlib.Path:
 def open_or_make(
     cache: pathlib.Path, name: str, data_dir: str, source, side: int, verbose: bool
 ) -> store.Store:
-    """Returns the store of a source; made if it is missing, damaged or out of date.
+    """Returns the store of a source; prepares a missing, damaged or outdated one.
 
     Raises:
-        UserError: If too many images cannot be read, or the store not be written.
+        UserError: If too many images are unreadable, or the store cannot be written.
     """
     path = cache / _store_name(name, data_dir, side)
     fingerprint = f"{source.fingerprint()} {side}"
@@ -52,14 +52,14 @@ def open_or_make(
         opened = store.open(path, fingerprint)
         if opened.skipped and verbose:
             print(
-                f"{len(opened.skipped)} unreadable images were left out of {path}.",
+                f"{len(opened.skipped)} unreadable images are not in {path}.",
                 file=sys.stderr,
             )
         return opened
     except FileNotFoundError:
         pass
     except store.InvalidStoreError as reason:
-        print(f"The store {path} {reason}; it is made again.", file=sys.stderr)
+        print(f"The store {path} {reason}; it is prepared again.", file=sys.stderr)
     total = sum(source.count(split) for split in source.splits)
     needed, free = total * side * side * 3, shutil.disk_usage(cache).free
     if needed > free:
@@ -80,15 +80,15 @@ def open_or_make(
         )
     except OSError as error:
         raise UserError(
-            f"the store {str(path)!r} cannot be made: {error.strerror or error}. "
+            f"the store {str(path)!r} cannot be written: {error.strerror or error}. "
             "Make room or name another --cache_dir."
         ) from error
 
 
 def _store_name(name: str, data_dir: str, side: int) -> str:
-    place = os.path.realpath(os.path.expanduser(data_dir)) if data_dir else ""
-    place = "" if name == "textures" else place
-    digest = hashlib.sha256(os.fsencode(f"{name}\n{place}")).hexdigest()[:8]
+    path = os.path.realpath(os.path.expanduser(data_dir)) if data_dir else ""
+    path = "" if name == "textures" else path
+    digest = files.sha256(f"{name}\n{path}")[:8]
     readable = re.sub(r"\W+", "_", name)
     return f"{readable}-{side}px-{digest}"
 
@@ -96,38 +96,35 @@ def _store_name(name: str, data_dir: str, side: int) -> str:
 def _chunks(
     source, side: int, total: int, skipped: list[str], verbose: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (split, images, labels); names and counts what cannot be read."""
-    done, start, shown = 0, time.time(), 0.0
-    for split in source.splits:
-        for block in source.blocks(split, side):
-            good = [
-                row
-                for row in block
-                if not isinstance(row[0], images.UnreadableImageError)
-            ]
-            for error, _ in block:
-                if isinstance(error, images.UnreadableImageError):
-                    skipped.append(str(error))
-                    print(f"unreadable, left out: {error}", file=sys.stderr)
-            if len(skipped) > MAX_UNREADABLE * total:
-                raise UserError(
-                    f"more than {MAX_UNREADABLE:.0%} of the {total} images are "
-                    f"unreadable ({len(skipped)} of the first {done + len(block)}), "
-                    f"the last one {skipped[-1]}. Repair or remove them."
-                )
-            done += len(block)
-            if verbose and (time.time() - shown > 0.5 or done == total):
-                shown = time.time()
-                _show_progress(done, total, shown - start)
-            if good:
-                pictures, labels = zip(*good, strict=True)
-                yield split, np.stack(pictures), np.array(labels, np.int64)
-
-
-def _show_progress(done: int, total: int, seconds: float) -> None:
-    """Prints one line that overwrites itself; into a file only the last one."""
-    if done == total or sys.stderr.isatty():
-        rate = max(done, 1) / max(seconds, 1e-9)
-        line = f"\rpreparing images: {done}/{total}, {rate:.0f} images/s"
-        rest = "\n" if done == total else f", {(total - done) / rate:.0f} s left   "
-        print(line, end=rest, file=sys.stderr, flush=True)
+    """Yields (split, images, labels); names the unreadable images on stderr."""
+    progress = tqdm.tqdm(
+        total=total,
+        desc="preparing images",
+        unit=" images",
+        mininterval=0.5,
+        # Into a file only the last line.
+        miniters=None if sys.stderr.isatty() else total,
+        disable=not verbose,
+    )
+    with progress:
+        for split in source.splits:
+            for block in source.blocks(split, side):
+                readable = []
+                for image, label in block:
+                    if isinstance(image, images.UnreadableImageError):
+                        skipped.append(str(image))
+                        tqdm.tqdm.write(
+                            f"unreadable, skipped: {image}", file=sys.stderr
+                        )
+                    else:
+                        readable.append((image, label))
+                progress.update(len(block))
+                if len(skipped) > MAX_UNREADABLE * total:
+                    raise UserError(
+                        f"more than {MAX_UNREADABLE:.0%} of the {total} images are "
+                        f"unreadable ({len(skipped)} of the first {progress.n}), the "
+                        f"last one {skipped[-1]}. Repair or remove them."
+                    )
+                if readable:
+                    pictures, labels = zip(*readable, strict=True)
+                    yield split, np.stack(pictures), np.array(labels, np.int64)

@@ -1,22 +1,19 @@
-"""A folder that holds a data set as one memory-mapped uint8 array, and its batches."""
+"""The store: a folder that holds a data set as one memory-mapped uint8 array."""
 
-import concurrent.futures
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Iterable
 
 import numpy as np
 
+from tfsimclr import files
+
 FORMAT = 1
-_PIECE_BYTES = 1 << 24
 _MAX_PIECES = 512
 
 
 class InvalidStoreError(Exception):
-    """A store that exists but is damaged or out of date; the message says how."""
+    """The store is damaged or out of date; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Store:
         labels: Int64 `[n]`; -1 means no label.
         splits: Number of images of each split; the splits lie one after the other.
         class_names: Names of the classes 0, 1, ...
-        skipped: One line for every image that was left out.
+        skipped: One line for every unreadable image.
     """
 
     images: np.ndarray
@@ -52,13 +49,13 @@ def open(path: str | pathlib.Path, fingerprint: str = "", verify: bool = True) -
 
     Args:
         path: Folder of the store.
-        fingerprint: What `create` was given.
+        fingerprint: As given to `store_writer.create`.
         verify: Whether to compare the checksums, of at most 8 GB: a second or two per
             2 GB.
 
     Raises:
         FileNotFoundError: If there is no store.
-        Unusable: If the store is damaged, of another format, or made of something else.
+        InvalidStoreError: If the store is damaged, or of another format or other data.
     """
     folder = pathlib.Path(path)
     if not folder.exists():
@@ -99,26 +96,8 @@ def open(path: str | pathlib.Path, fingerprint: str = "", verify: bool = True) -
 
 
 def digest(meta: dict) -> str:
-    """Returns the checksum of a store's description."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def checksums(path: pathlib.Path, pieces: Iterable[int] | None = None) -> list[str]:
-    """Returns the SHA-256 of the 16 MB pieces of a file: of all, or of those asked for.
-
-    In pieces, so that all cores share the work, which is done whenever a store is
-    opened.
-    """
-
-    def checksum(piece: int) -> str:
-        with path.open("rb") as file:
-            file.seek(piece * _PIECE_BYTES)
-            return hashlib.sha256(file.read(_PIECE_BYTES)).hexdigest()
-
-    if pieces is None:
-        pieces = range(-(-path.stat().st_size // _PIECE_BYTES))
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(checksum, pieces))
+    """Returns the checksum of the content of meta.json."""
+    return files.sha256(json.dumps(meta, sort_keys=True))
 
 
 def _is_whole(path: pathlib.Path, expected: list[str]) -> bool:
@@ -126,4 +105,4 @@ def _is_whole(path: pathlib.Path, expected: list[str]) -> bool:
     count = len(expected)
     checked = min(count, _MAX_PIECES)
     pieces = [index * (count - 1) // max(1, checked - 1) for index in range(checked)]
-    return checksums(path, pieces) == [expected[piece] for piece in pieces]
+    return files.sha256_of_pieces(path, pieces) == [expected[piece] for piece in pieces]

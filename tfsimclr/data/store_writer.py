@@ -1,16 +1,17 @@
-"""Makes a store: complete or absent, wherever the process dies."""
+"""Writes a store, so that a killed process leaves it complete or absent."""
 
+import io
 import json
 import os
 import pathlib
 import shutil
 import socket
-import struct
 import uuid
 from collections.abc import Iterable
 
 import numpy as np
 
+from tfsimclr import files
 from tfsimclr.data import store
 from tfsimclr.errors import UserError
 
@@ -26,20 +27,20 @@ def create(
     fingerprint: str = "",
     skipped: Iterable[str] = (),
 ) -> store.Store:
-    """Makes the store at `path` and returns it; replaces one that is not usable.
+    """Writes the store at `path` and opens it; replaces an invalid one.
 
-    Everything is written into a folder beside `path`, which is renamed at the end: the
-    store is complete or absent, wherever the process dies. If another process has made
-    the same store meanwhile, its store is used and this one dropped.
+    Everything is written into a folder beside `path`, which is renamed at the end. A
+    killed process therefore leaves a complete store or none. If another process has
+    written the same store meanwhile, that one is used and this one deleted.
 
     Args:
-        path: Folder of the store. Parent folders are made.
+        path: Folder of the store. Parent folders are created.
         chunks: Triples (split, uint8 images `[k, size, size, 3]`, int labels `[k]`);
             the chunks of a split follow each other.
         size: Side of the images in pixels.
         class_names: Names of the classes 0, 1, ...
-        fingerprint: Says what the store was made of; `open` compares it.
-        skipped: One line for every image left out; read after the last chunk.
+        fingerprint: Identifies the source's images; `open` compares it.
+        skipped: One line for every unreadable image; read after the last chunk.
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def create(
         splits, labels = _write_images(work / "images.npy", chunks, size)
         with (work / "labels.npy").open("wb") as file:
             np.save(file, labels)
-            _flush(file)
+            files.flush(file)
         meta = {
             "format": store.FORMAT,
             "count": len(labels),
@@ -60,18 +61,18 @@ def create(
             "fingerprint": fingerprint,
             "skipped": list(skipped),
             "checksums": {
-                name: store.checksums(work / name)
+                name: files.sha256_of_pieces(work / name)
                 for name in ("images.npy", "labels.npy")
             },
         }
         with (work / "meta.json").open("w", encoding="utf-8") as file:
             json.dump({**meta, "digest": store.digest(meta)}, file, indent=1)
-            _flush(file)
-        # Opened before it is moved: mapped files stay whatever happens to their names.
-        made = store.open(work, fingerprint, verify=False)
-        _sync_folder(work)
+            files.flush(file)
+        # Opened before the rename: mapped files stay readable under any name.
+        opened = store.open(work, fingerprint, verify=False)
+        files.flush_folder(work)
         published = _publish(work, target, fingerprint)
-        return made if published else store.open(target, fingerprint)
+        return opened if published else store.open(target, fingerprint)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -98,35 +99,33 @@ def _write_images(
             file.write(np.ascontiguousarray(images).data)
         file.seek(0)
         file.write(_header((sum(splits.values()), size, size, 3)))
-        _flush(file)
+        files.flush(file)
     return splits, np.concatenate(labels)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """Returns the header of a uint8 .npy file (format 1.0), always 128 bytes long."""
-    text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
-    length = _HEADER_BYTES - 10
-    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", length)
-    return head + text.ljust(length - 1).encode() + b"\n"
-
-
-def _flush(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    """Returns the header of a uint8 .npy file of format 1.0, always 128 bytes long."""
+    header = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    content = header.getvalue()
+    if len(content) != _HEADER_BYTES:
+        raise RuntimeError(f"the .npy header of shape {shape} has {len(content)} bytes")
+    return content
 
 
 def _beside(target: pathlib.Path) -> pathlib.Path:
-    """Returns a fresh name beside `target` that says which process uses it."""
+    """Returns an unused path beside `target`, with this process in its name."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     return target.with_name(f".{target.name}.{owner}")
 
 
 def _publish(work: pathlib.Path, target: pathlib.Path, fingerprint: str) -> bool:
-    """Renames `work` to `target`; returns False if a usable store is there already."""
+    """Renames `work` to `target`; returns False if there is a valid store."""
     while True:
         try:
             work.rename(target)  # fails where `target` is a folder that is not empty
-            _sync_folder(target.parent)
+            files.flush_folder(target.parent)
             return True
         except OSError:
             if not target.exists():
@@ -150,21 +149,13 @@ def _move_away(target: pathlib.Path) -> None:
         old.unlink()
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _remove_leftovers(target: pathlib.Path) -> None:
-    """Removes what dead processes of this machine have left beside `target`."""
+    """Removes temporary folders of this machine's dead processes beside `target`."""
     prefix = f".{target.name}.{socket.gethostname()}-"
     for path in target.parent.iterdir():
         process = path.name.removeprefix(prefix).split("-")[0]
-        left = path.name.startswith(prefix) and process.isdigit()
-        if left and not _alive(int(process)):
+        temporary = path.name.startswith(prefix) and process.isdigit()
+        if temporary and not _alive(int(process)):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -173,6 +164,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's: it is there to refuse the signal
+    except OSError:  # it exists and belongs to another user
         return True
     return True

@@ -15,6 +15,9 @@ import numpy as np
 from tfsimclr.errors import UserError
 
 SPLITS = {"unlabeled": 4000, "train": 1000, "test": 1000}
+# Identifies the images in a store. Change it whenever an image changes. This value is
+# the checksum by which version 0.1 identified the same images.
+VERSION = "0f122d5224d5bdcfb6d02a04a7bbab75d0772e358a433ec2516326ab5669b365"
 
 _SEED = 2020
 _NUM_SCALARS = 16  # uniform draws per image
