@@ -152,7 +152,7 @@ def test_an_old_result_is_understood(legacy):
 
 
 def test_a_store_is_still_valid(legacy, monkeypatch):
-    """The textures were identified by their source file's checksum, now by a version."""
+    """Version 0.1 identified the textures by the checksum of their source file."""
 
     def refuse(*arguments, **options):
         raise AssertionError("the store was prepared again")
