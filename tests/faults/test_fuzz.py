@@ -23,11 +23,13 @@ from PIL import Image
 from tfsimclr import build, resolve, run
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import images, store
+from tfsimclr.errors import UserError
 from tfsimclr.evaluation import projector
 from tfsimclr.modes import export
 from tfsimclr.networks import resnet
 from tfsimclr.runs import loading
 from tfsimclr.settings import config as configs
+from tfsimclr.settings import flagfiles
 from tfsimclr.settings.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -120,7 +122,7 @@ PARSER.set_gnu_getopt(True)
 
 
 def parsed(arguments):
-    """Returns the config of arguments that come from `run.expanded`."""
+    """Returns the config of arguments from `flagfiles.expand`."""
     before = flagsaver.save_flag_values(PARSER)
     try:
         PARSER(arguments)
@@ -132,23 +134,25 @@ def parsed(arguments):
 def end_of(arguments):
     """Returns "settings", or where a command line is refused."""
     try:
-        config = parsed(run.expanded(["program", *arguments]))
+        config = parsed(flagfiles.expand(["program", *arguments]))
     except SystemExit as stop:
         assert stop.code.startswith("tfsimclr: ")
         return "flagfile"
     except flags.Error as error:
         assert str(error)
         return "parser"
-    except ValueError as error:
+    except UserError as error:
         assert str(error).startswith("-")
-        if not run._is_for_the_user(error):  # then `run._parse` must have caught it
-            assert traceback.extract_tb(error.__traceback__)[-1].name == "_parse_args"
-            return "parser"
         return "value"
+    except ValueError as error:  # absl's; `run._parse` catches it
+        assert str(error).startswith("-")
+        assert traceback.extract_tb(error.__traceback__)[-1].name == "_parse_args"
+        return "parser"
     assert parsed(["program", *config.lines()]) == config
     return "settings"
 
 
+@pytest.mark.promise("any-command-line")
 def test_any_command_line_gives_settings_or_a_sentence(tmp_path):
     path, ends = tmp_path / "fuzzed.flags", collections.Counter()
 
@@ -165,6 +169,7 @@ def test_any_command_line_gives_settings_or_a_sentence(tmp_path):
         assert ends[end] > NUM_COMMAND_LINES / 50, ends
 
 
+@pytest.mark.promise("one-line")
 @pytest.mark.parametrize("flag", ["--noflip=false", "--noflip=", "--nodeterministic=1"])
 def test_what_the_parser_of_flags_refuses_is_one_line(monkeypatch, flag):
     values = flags.FlagValues()
@@ -174,17 +179,19 @@ def test_what_the_parser_of_flags_refuses_is_one_line(monkeypatch, flag):
         run._parse(["program", flag])
 
 
+@pytest.mark.promise("flagfiles")
 @pytest.mark.parametrize("line", ["--workdir=~a\0b", "--flagfile=a\0b", "\0"])
 def test_a_flagfile_that_is_no_text_is_refused(tmp_path, line):
     path = tmp_path / "a.flags"
     path.write_text(f"--epochs=3\n{line}\n")
     with pytest.raises(SystemExit, match="a.flags"):
-        run.expanded(["program", f"--flagfile={path}"])
+        flagfiles.expand(["program", f"--flagfile={path}"])
 
 
 # Settings that fit neither the network nor the data
 
 
+@pytest.mark.promise("early")
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
@@ -207,6 +214,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.promise("early")
 @pytest.mark.parametrize("stem", ["imagenet", "medium", "small"])
 def test_the_smallest_size_a_stem_takes_is_that_of_the_message(tiny, stem):
     smallest = resnet.smallest_image(stem)
@@ -216,6 +224,7 @@ def test_the_smallest_size_a_stem_takes_is_that_of_the_message(tiny, stem):
             tiny(stem=stem, image_size=smallest - 1)
 
 
+@pytest.mark.promise("run-folder-settings")
 @pytest.mark.parametrize("place", ["below a file", "forbidden"])
 def test_a_run_folder_that_cannot_be_written_is_named(
     tiny, tmp_path, monkeypatch, place
@@ -287,6 +296,7 @@ def test_the_originals_are_whole():
         assert images.read(content, 16).std() > 5
 
 
+@pytest.mark.promise("any-image")
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_any_bytes_give_an_image_or_say_why_not():
     ends = collections.Counter()
@@ -311,6 +321,7 @@ def test_any_bytes_give_an_image_or_say_why_not():
     assert min(ends["read"], ends["refused"]) > NUM_BROKEN_IMAGES / 20, ends
 
 
+@pytest.mark.promise("store")
 @pytest.mark.parametrize("num_broken", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(4))
 def test_broken_files_leave_a_whole_store_or_none(tmp_path, seed, num_broken):
@@ -340,6 +351,7 @@ def test_broken_files_leave_a_whole_store_or_none(tmp_path, seed, num_broken):
             store.open(path, "another fingerprint")
 
 
+@pytest.mark.promise("odd-images")
 def test_a_wild_folder(tmp_path, capsys):
     """Everything odd at once, 1 % of it bad: the bad is named, the rest is used."""
     folder = tmp_path / "my phötos\n(old)"
@@ -364,6 +376,7 @@ def test_a_wild_folder(tmp_path, capsys):
         assert sum(repr(name)[1:-1] in line for line in error.splitlines()) == 1
 
 
+@pytest.mark.promise("odd-images")
 def test_names_that_are_no_text(tmp_path, capfd):
     """A file name is bytes, of no known code: read, named, stored and shown."""
     folder = tmp_path / os.fsdecode(b"photos \xff")
@@ -390,11 +403,12 @@ def test_names_that_are_no_text(tmp_path, capfd):
 
 PRINTED = """
 from tfsimclr import run
-run.run = lambda config: print("\\n".join(config.lines()))
+run.run = lambda config, *_: print("\\n".join(config.lines()))
 run.main()
 """
 
 
+@pytest.mark.promise("odd-images")
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_a_path_that_no_terminal_can_show_is_no_error(encoding):
     done = subprocess.run(
@@ -417,6 +431,7 @@ def split(labels):
     return datasets.Split(np.zeros((len(labels), 8, 8, 3), np.uint8), labels)
 
 
+@pytest.mark.promise("labels")
 @pytest.mark.parametrize(
     ("train", "test", "names", "expected"),
     [
@@ -438,6 +453,7 @@ def test_labels_are_there_only_if_both_splits_have_some(train, test, names, expe
 # The exported model
 
 
+@pytest.mark.promise("export-input")
 @pytest.mark.parametrize("signature", ["serving_default", "serving_uint8"])
 def test_a_saved_model_names_the_shape_that_it_cannot_take(tiny, tmp_path, signature):
     config, *_ = tiny()
