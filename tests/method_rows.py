@@ -74,7 +74,7 @@ ROWS = {
     "simsiam": Row(
         {"method": "simsiam", "proj_layers": 3, "pred_hidden": 16},
         {"learning_rate": 0.2},
-        # Batch norm after the last layer keeps the spread of z by force.
+        # Batch norm on z would keep its standard deviation at 1 in a collapse.
         collapses=(
             ({"pred_layers": 0, "proj_batch_norm": "hidden"}, {}),
             ({"proj_batch_norm": "hidden"}, {"stop_gradient": False}),
