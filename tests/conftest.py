@@ -100,11 +100,3 @@ def maker_of_runs(tmp_path):
         return resolve.resolve(config, dataset), dataset, tmp_path / "run"
 
     return make
-
-
-def with_optimizer_defaults(config: Config) -> Config:
-    """Returns the config with the optimizer's defaults in place of None."""
-    defaults = resolve.optimizer_defaults(
-        config.optimizer, config.learning_rate_scaling, config.epochs
-    )
-    return config.replace_none(**defaults)

@@ -7,8 +7,8 @@ import typing
 
 import pytest
 from absl import flags
-from conftest import with_optimizer_defaults
 
+from tfsimclr import resolve
 from tfsimclr.optimizers import schedules
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import options
@@ -259,6 +259,13 @@ def test_the_default_folder_names_method_and_data():
     folder = Config(dataset="stl10").default_workdir()
     assert os.path.basename(folder).startswith("simclr-stl10-")
     assert os.path.basename(os.path.dirname(folder)) == "runs"
+
+
+def with_optimizer_defaults(config):
+    defaults = resolve.optimizer_defaults(
+        config.optimizer, config.learning_rate_scaling, config.epochs
+    )
+    return config.replace_none(**defaults)
 
 
 @pytest.mark.parametrize(
