@@ -15,7 +15,7 @@ check:
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy
-	$(BIN)lint-imports setup.cfg
+	$(BIN)lint-imports
 
 test:
 	$(BIN)pytest

@@ -252,7 +252,9 @@ def test_the_default_folder_follows_the_pretraining_only(name):
     changed = dataclasses.replace(base, **{name: other_value(name)})
     same = changed.default_workdir() == base.default_workdir()
     assert same == (name in AFTER_PRETRAINING)
-    assert (changed.pretraining() == base.pretraining()) == same
+    # A run is tied to its images and its teacher's weights, wherever they lie.
+    is_path = name in ("data_dir", "teacher_dir")
+    assert (changed.pretraining() == base.pretraining()) == (same or is_path)
 
 
 def test_the_default_folder_names_method_and_data():
