@@ -1,6 +1,7 @@
 """Data sets by name: textures, folders in every layout."""
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from tfsimclr.data import batches, images, prepare
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import folder as folder_source
+from tfsimclr.errors import UserError
 
 
 @pytest.fixture
@@ -82,6 +84,36 @@ def test_textures(cache):
             ("ship", "train"),
         ),
         (["a\nb/1.png", "a\nb/2.png", "ö ü/1.png"], {"train": 2, "test": 1}, None),
+        # Spellings of split names.
+        *(
+            (
+                [f"{train}/x/1.png", f"{train}/y/1.png", f"{test}/y/1.png"],
+                {"train": 2, "test": 1},
+                ("x", "y"),
+            )
+            for train, test in (
+                *(("Train", "Test"), ("training", "testing"), ("TRAIN", "VAL")),
+                *(("seg_train", "seg_test"), ("train", "eval")),
+            )
+        ),
+        # One loose image among many does not cost the labels.
+        (
+            [*numbered("cat", 10), *numbered("dog", 10), "loose.png"],
+            {"train": 16, "test": 4},
+            ("cat", "dog"),
+        ),
+        # Thumbnails and deleted files of a network storage are no images and no class.
+        (
+            [
+                *numbered("cat", 5),
+                *numbered("dog", 5),
+                "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg",
+                *numbered("#recycle", 5),
+                *numbered("lost+found", 5),
+            ],
+            {"train": 8, "test": 2},
+            ("cat", "dog"),
+        ),
     ],
 )
 def test_folder_layouts(tmp_path, cache, names, expected, classes):
@@ -89,7 +121,8 @@ def test_folder_layouts(tmp_path, cache, names, expected, classes):
     splits = {n: getattr(dataset, n) for n in ("unlabeled", "train", "test")}
     assert {n: len(s.images) for n, s in splits.items() if s} == expected
     assert dataset.class_names == (("a\nb", "ö ü") if classes is None else classes)
-    assert dataset.pretrain is (dataset.unlabeled or dataset.train)
+    pretrain = expected.get("unlabeled", expected.get("train"))
+    assert len(dataset.pretrain.images) == pretrain
     assert dataset.has_labels == (len(dataset.class_names) > 1)
     for name, split in splits.items():
         if split:
@@ -244,7 +277,7 @@ def test_verbose_false_is_silent(tmp_path, cache, capsys):
     assert capsys.readouterr() == ("", "")
     load(tmp_path / "in", cache, image_size=4)
     output = capsys.readouterr()
-    assert "3/3" in output.err and "unlabelled" in output.out
+    assert "3/3" in output.err and "without labels" in output.out
 
 
 def test_a_cache_that_cannot_be_used(tmp_path, monkeypatch):
@@ -312,3 +345,40 @@ def test_batches_of_a_loaded_folder(tmp_path, cache):
     loaded = batches.training_batches(dataset.pretrain.images, 6, 0, 0, 3)
     seen = np.concatenate([batch.numpy()[:, 0, 0, 0] for batch in loaded])
     assert len(set(seen)) == 18 and set(seen) <= set(range(20))
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("images", "masks")])
+def test_folders_that_all_hold_the_same_subfolders_are_refused(tmp_path, cache, names):
+    """They are splits under names that we do not know, and not classes."""
+    files = [f"{name}/{inner}/1.png" for name in names for inner in ("a", "b")]
+    with pytest.raises(UserError, match=f"{names[0]}, {names[1]} .* folders a, b"):
+        load(write(tmp_path / "in", files), cache)
+
+
+def test_files_that_are_not_used_are_counted(tmp_path, cache, capsys):
+    folder = pathlib.Path(write(tmp_path / "in", numbered("photos", 3)))
+    for name in ("1.HEIC", "2.heic", "list.csv"):
+        (folder / name).write_bytes(b"x")
+    load(folder, cache)
+    output = capsys.readouterr().out
+    assert "not used: 2 .heic, 1 .csv. Convert .heic to JPEG or PNG" in output
+
+
+def test_classes_linked_to_one_folder_keep_all_mentions(tmp_path, cache):
+    files = [*numbered("train/dog", 3), *numbered("cats", 4)]
+    folder = pathlib.Path(write(tmp_path / "in", files))
+    (folder / "cats").rename(tmp_path / "cats")
+    (folder / "test" / "dog").mkdir(parents=True)
+    (folder / "test" / "dog" / "1.png").write_bytes(
+        (folder / "train" / "dog" / "000.png").read_bytes()
+    )
+    for split in ("train", "test"):
+        (folder / split / "cat").symlink_to(tmp_path / "cats")
+    dataset = load(folder, cache)
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train.images), len(dataset.test.images)) == (7, 5)
+
+
+def test_a_path_as_the_name_of_a_data_set_is_explained(tmp_path):
+    with pytest.raises(UserError, match="--dataset=folder --data_dir=/photos/mine"):
+        datasets.load("/photos/mine", cache_dir=str(tmp_path))

@@ -53,7 +53,7 @@ def encoded(image, kind="PNG", **options):
 @pytest.mark.parametrize("size", [8, 30, 64])
 def test_every_kind_gives_a_square_of_the_same_picture(tmp_path, name, mode, size):
     photo(mode=mode).save(tmp_path / name)
-    found = images.find(str(tmp_path))
+    found, _ = images.find(str(tmp_path))
     assert found == [str(tmp_path / name)]
     result = images.read(found[0], size)
     assert result.shape == (size, size, 3) and result.dtype == np.uint8
@@ -159,7 +159,7 @@ def test_bad_files_raise_one_line_that_names_them(tmp_path, name):
         images.read(str(path), 16)
     assert caught.value.path == str(path) and caught.value.reason
     assert "\n" not in str(caught.value) and repr(str(path)) in str(caught.value)
-    assert images.find(str(tmp_path)) == [str(path)]
+    assert images.find(str(tmp_path))[0] == [str(path)]
 
 
 @pytest.mark.promise("image-files")
@@ -178,7 +178,7 @@ def test_missing_forbidden_and_folder_are_unreadable(tmp_path, monkeypatch):
 
 
 @pytest.mark.promise("odd-images")
-def test_find_follows_links_once_and_skips_what_is_hidden(tmp_path):
+def test_find_follows_links_but_no_loops_and_skips_hidden_names(tmp_path):
     names = ["b.png", "a b.jpg", "new\nline.png", "ö.JPEG", "sub/deep/c.webp"]
     hidden = [".d.png", ".git/e.png", "notes.txt", "sub/noextension"]
     for name in names + hidden:
@@ -190,20 +190,30 @@ def test_find_follows_links_once_and_skips_what_is_hidden(tmp_path):
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
-    found = images.find(str(tmp_path))
-    assert found == sorted(found)
-    real = [os.path.basename(path) for path in found]
+    (tmp_path / "@eaDir").mkdir()
+    (tmp_path / "@eaDir" / "thumbnail.jpg").write_bytes(b"x")
+    (tmp_path / "phone.HEIC").write_bytes(b"x")
+    paths, others = images.find(str(tmp_path))
+    assert paths == sorted(paths)
     expected = [pathlib.Path(name).name for name in names]
-    assert sorted(real) == sorted([*expected, "broken.png", os.fsdecode(b"\xff.png")])
+    # Every mention counts: c.webp is there under its own folder and under the link.
+    expected += ["c.webp", "broken.png", os.fsdecode(b"\xff.png")]
+    assert sorted(map(os.path.basename, paths)) == sorted(expected)
+    assert others == {
+        "@eaDir/": 1,
+        ".heic": 1,
+        ".txt": 1,
+        "files without an extension": 1,
+    }
     with pytest.raises(images.UnreadableImageError):
         images.read(str(tmp_path / "broken.png"), 8)
 
 
 def test_find_names_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
-    def scandir(path):
+    def listdir(path):
         raise PermissionError(13, "Permission denied", os.fspath(path))
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "listdir", listdir)
     with pytest.raises(ValueError, match="Permission denied"):
         images.find(str(tmp_path))
 

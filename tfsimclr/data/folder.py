@@ -1,35 +1,45 @@
 """A folder of image files as a data set: which files are which split and class."""
 
+import collections
 import hashlib
 import os
 from collections.abc import Iterator
 
 import numpy as np
 
-from tfsimclr.data import images
+from tfsimclr.data import images, sampling
 from tfsimclr.errors import UserError
 
-TEST_SHARE = 0.2
 _SAMPLE = 200
-_TEST_NAMES = ("test", "val", "valid", "validation")
+_TRAIN_NAMES = ("train", "training", "seg_train")
+# In order of preference, if there are several.
+_TEST_NAMES = (
+    *("test", "testing", "seg_test"),
+    *("val", "valid", "validation", "eval", "evaluation"),
+)
 _UNLABELED_NAMES = ("unlabeled", "unlabelled")
-_SPLIT_NAMES = ("train", *_TEST_NAMES, *_UNLABELED_NAMES)
+_SPLIT_NAMES = (*_TRAIN_NAMES, *_TEST_NAMES, *_UNLABELED_NAMES)
+_MAX_NAMED = 5
+# Up to this share of images may lie beside the class folders without losing labels.
+_LOOSE_SHARE = 0.1
 
 
 class FolderSource:
     """The images of a folder.
 
-    Four layouts are understood, hidden files and empty folders left aside:
+    Four layouts are understood; hidden files and empty folders are ignored:
 
-    * images only, at any depth but in no folder of classes: all without labels;
-    * one folder per class: labelled; a fixed, stratified fifth becomes the test set;
+    * images only, at any depth but not in class folders: no labels;
+    * one folder per class: labels; a fixed, stratified fifth becomes the test set;
     * `train/` and `test/` (or `val/`) with one folder per class each;
-    * the same with `unlabeled/`, whose images (any depth) are what is pretrained on.
+    * the same with `unlabeled/`, whose images (at any depth) are for pretraining.
+
+    The names of splits are recognised in any case and in their usual spellings.
 
     Attributes:
         class_names: Sorted names of the class folders.
         splits: Split name -> list of (path, label).
-        notes: What the reader of the run should know about how the folder was read.
+        notes: How the folder was interpreted, for the user.
     """
 
     def __init__(self, folder: str):
@@ -42,20 +52,23 @@ class FolderSource:
                 f"--dataset=folder needs --data_dir=FOLDER, got {folder!r}, which is "
                 "not a folder."
             )
-        found = images.find(self.folder)
-        if not found:
+        paths, others = images.find(self.folder)
+        if others:
+            self.notes.append(_described(others))
+        if not paths:
             raise UserError(
                 f"no image files below {self.folder!r}. Expected files that end in "
-                f"{' '.join(sorted(images.EXTENSIONS))}."
+                f"{' '.join(sorted(images.EXTENSIONS))}"
+                + (f"; {self.notes[0]}." if others else ".")
             )
-        self._arrange(_by_first_folder(self.folder, found))
+        self._arrange(_by_first_folder(self.folder, paths))
         self.splits = {name: files for name, files in self.splits.items() if files}
 
     def count(self, split: str) -> int:
         return len(self.splits[split])
 
     def blocks(self, split: str, side: int) -> Iterator[list]:
-        """Yields lists of (image or `images.Unreadable`, label)."""
+        """Yields lists of (image or `UnreadableImageError`, label)."""
         rows = ((path, path, label) for path, label in self.splits[split])
         return images.read_all(rows, side)
 
@@ -85,61 +98,90 @@ class FolderSource:
 
     def _arrange(self, groups: dict[str, list[str]]) -> None:
         names = set(groups) - {""}
-        reserved = names & set(_SPLIT_NAMES)
-        if reserved and names == reserved and "" not in groups:
+        total = sum(map(len, groups.values()))
+        splits = {name for name in names if name.lower() in _SPLIT_NAMES}
+        if splits and names == splits and "" not in groups:
             self._arrange_splits(groups)
-        elif "train" in names and reserved - {"train"}:
-            others = sorted(names - reserved) or ["image files"]
+        elif any(name.lower() in _TRAIN_NAMES for name in splits) and len(splits) > 1:
+            others = sorted(names - splits) or ["image files"]
             raise UserError(
-                f"{self.folder!r} holds {', '.join(sorted(reserved))} beside "
-                f"{', '.join(others[:5])}: either all are splits (train, test, "
-                "unlabeled) or all are classes. Move the others away."
+                f"{self.folder!r} holds {', '.join(sorted(splits))} beside "
+                f"{', '.join(others[:_MAX_NAMED])}: either all are splits (train, "
+                "test, unlabeled) or all are classes. Move the others away."
             )
-        elif "" in groups or len(names) == 1:
+        elif len(names) < 2 or len(groups.get("", ())) > _LOOSE_SHARE * total:
             if names:
                 self.notes.append(
                     "the images are not sorted into two or more class folders: "
-                    "all are taken as unlabelled"
+                    "all are used without labels"
                 )
             files = sorted(path for paths in groups.values() for path in paths)
             self.splits["unlabeled"] = [(path, -1) for path in files]
         else:
+            loose = groups.pop("", [])
+            if loose:
+                self.notes.append(
+                    f"{len(loose)} images beside the class folders are not used"
+                )
+            self._refuse_equal_subfolders(groups)
             self._arrange_classes(groups)
+
+    def _refuse_equal_subfolders(self, groups: dict[str, list[str]]) -> None:
+        """Refuses folders that all hold the same subfolders: splits under any name."""
+        inner = {
+            name: frozenset(_by_first_folder(os.path.join(self.folder, name), paths))
+            for name, paths in groups.items()
+        }
+        first = next(iter(inner.values()))
+        if "" not in first and len(first) > 1 and set(inner.values()) == {first}:
+            raise UserError(
+                f"{', '.join(sorted(groups)[:_MAX_NAMED])} in {self.folder!r} all hold "
+                f"the folders {', '.join(sorted(first)[:_MAX_NAMED])}, so they look "
+                "like splits and not like classes. Rename them to train and test, or "
+                "name the one to use with --data_dir."
+            )
 
     def _arrange_classes(self, groups: dict[str, list[str]]) -> None:
         """Takes one folder per class; holds out a fifth of each as the test set."""
         self.class_names = tuple(sorted(groups))
         train, test = [], []
         for label, name in enumerate(self.class_names):
-            # Ranked by a hash of the name: neither the other classes nor the order on
-            # disk matter, and a new image moves at most one other across the border.
+            # By a hash of the name: independent of the other classes and of the order
+            # on disk, and a new image moves at most one other between the splits.
             ranked = sorted(groups[name], key=self._rank)
-            held_out = round(TEST_SHARE * len(ranked)) or int(len(ranked) > 1)
-            test += [(path, label) for path in sorted(ranked[:held_out])]
-            train += [(path, label) for path in sorted(ranked[held_out:])]
+            num_test = sampling.num_held_out(len(ranked))
+            test += [(path, label) for path in sorted(ranked[:num_test])]
+            train += [(path, label) for path in sorted(ranked[num_test:])]
         self.splits["train"], self.splits["test"] = train, test
         self.notes.append(
             f"no test/ folder: a fixed fifth of every class is the test set "
             f"({len(test)} images), and is not trained on"
+            if test
+            else "no class has two images or more, so there is no test set"
         )
 
     def _arrange_splits(self, groups: dict[str, list[str]]) -> None:
         """Takes the folders train, test (or val) and unlabeled."""
-        test_name = next((name for name in _TEST_NAMES if name in groups), "")
-        unused = [n for n in _TEST_NAMES if n in groups and n != test_name]
-        if unused:
-            self.notes.append(f"{', '.join(unused)} not used: {test_name} is the test")
-        unlabeled = [p for n in _UNLABELED_NAMES for p in groups.get(n, ())]
-        train = self._classes("train", groups)
+        train_name = self._first(_TRAIN_NAMES, groups)
+        test_name = self._first(_TEST_NAMES, groups)
+        unlabeled = [
+            path
+            for name, paths in groups.items()
+            if name.lower() in _UNLABELED_NAMES
+            for path in paths
+        ]
+        train = self._classes(train_name, groups)
         test = self._classes(test_name, groups)
         if "" in train:
             if test:
                 raise UserError(
-                    f"{os.path.join(self.folder, 'train')!r} holds images outside of "
-                    f"class folders, but there is {test_name}/ too. Sort the images "
+                    f"{os.path.join(self.folder, train_name)!r} holds images outside "
+                    f"of class folders, but there is {test_name}/ too. Sort the images "
                     "into one folder per class, or move them to unlabeled/."
                 )
-            self.notes.append("train/ has no class folders: taken as unlabelled")
+            self.notes.append(
+                f"{train_name}/ has no class folders: its images have no labels"
+            )
             unlabeled += [path for paths in train.values() for path in paths]
             train = {}
         unknown = sorted(set(test) - set(train))
@@ -147,7 +189,7 @@ class FolderSource:
             name = unknown[0] or "image files outside of class folders"
             raise UserError(
                 f"{os.path.join(self.folder, test_name)!r} holds {name!r}, which "
-                "train/ does not. Both need the same class folders."
+                f"{train_name}/ does not. Both need the same class folders."
             )
         self.splits["unlabeled"] = [(path, -1) for path in sorted(unlabeled)]
         if train and not test:
@@ -160,6 +202,18 @@ class FolderSource:
                 for label, name in enumerate(self.class_names)
                 for path in classes.get(name, ())
             ]
+
+    def _first(self, names: tuple[str, ...], groups: dict) -> str:
+        """Returns the folder with the first of the names, or "" if there is none.
+
+        Other folders with one of the names are not used, which is noted.
+        """
+        present = [g for name in names for g in sorted(groups) if g.lower() == name]
+        if len(present) > 1:
+            self.notes.append(
+                f"{', '.join(present[1:])} not used: {present[0]} is the {names[0]} set"
+            )
+        return present[0] if present else ""
 
     def _classes(self, name: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
         return _by_first_folder(os.path.join(self.folder, name), groups.get(name, []))
@@ -176,3 +230,14 @@ def _by_first_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
         first, _, rest = path[len(folder) :].lstrip(os.sep).partition(os.sep)
         groups.setdefault(first if rest else "", []).append(path)
     return groups
+
+
+def _described(others: collections.Counter) -> str:
+    """Returns a note of the files and machine folders that are not used."""
+    named = [f"{count} {name}" for name, count in others.most_common(_MAX_NAMED)]
+    rest = len(others) - len(named)
+    note = "not used: " + ", ".join(named) + (f" and {rest} kinds more" * bool(rest))
+    photos = sorted(images.CONVERTIBLE & set(others))
+    if photos:
+        note += f". Convert {', '.join(photos)} to JPEG or PNG to use them"
+    return note

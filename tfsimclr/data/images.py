@@ -19,6 +19,16 @@ from tfsimclr.errors import UserError
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm".split()
 )
+# Folders that operating systems and network storage create: thumbnails, deleted files,
+# snapshots. Compared in lower case.
+MACHINE_FOLDERS = frozenset(
+    (
+        *("@eadir", "#recycle", "$recycle.bin", "#snapshot", "lost+found"),
+        *("system volume information", "__macosx"),
+    )
+)
+# Photographs in formats that Pillow cannot read by itself.
+CONVERTIBLE = frozenset(".heic .heif .avif .jp2 .dng .cr2 .nef .arw .raw".split())
 # Pillow's other formats need outside programs or are no photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # A camera has at most 150 million pixels; a file of a few kilobytes can claim more.
@@ -50,38 +60,57 @@ class UnreadableImageError(Exception):
         return f"{self.path!r}: {self.reason}"
 
 
-def find(folder: str) -> list[str]:
-    """Returns the sorted paths of all image files below `folder`, by file extension.
+def find(folder: str) -> tuple[list[str], collections.Counter]:
+    """Returns the image files below a folder, and what else is there.
 
-    Links are followed. Every real folder is listed only once, so a loop of links ends.
-    Names that start with a dot are skipped. A broken link with the name of an image is
-    listed, so that the user is told about it when it is read.
+    Links are followed, and every link counts; a link to one of the folders above it is
+    not followed, so a loop of links ends. Names that start with a dot and the folders
+    in `MACHINE_FOLDERS` are skipped. A broken link with the name of an image is listed,
+    so that the user is told about it when it is read.
+
+    Returns:
+        The sorted paths, by file extension; and the number of other files for each
+        extension (`.heic`) and of skipped machine folders for each name (`@eaDir/`).
 
     Raises:
         UserError: If a folder cannot be listed.
     """
+    paths: list[str] = []
+    others: collections.Counter = collections.Counter()
 
-    def stop(error: OSError) -> None:
+    def walk(path: str, above: frozenset) -> None:
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        for name in sorted(_listed(path)):
+            inner = os.path.join(path, name)
+            if name.startswith("."):
+                continue
+            if os.path.isdir(inner):
+                if name.lower() in MACHINE_FOLDERS:
+                    others[f"{name}/"] += 1
+                else:
+                    walk(inner, above | {identity})
+            elif _is_file_or_broken_link(inner):
+                extension = os.path.splitext(name)[1].lower()
+                if extension in EXTENSIONS:
+                    paths.append(inner)
+                else:
+                    others[extension or "files without an extension"] += 1
+
+    walk(folder, frozenset())
+    return sorted(paths), others
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
         raise UserError(
             f"cannot list the folder {error.filename!r}: {error.strerror}. "
             "Make it readable or move it out of the image folder."
-        )
-
-    paths, entered = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=stop):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
-            if is_image and not name.startswith("."):
-                path = os.path.join(root, name)
-                if _is_file_or_broken_link(path):
-                    paths.append(path)
-    return sorted(paths)
+        ) from error
 
 
 def read(source: str | bytes, size: int, name: str = "") -> np.ndarray:

@@ -97,14 +97,12 @@ def _chunks(
     source, side: int, total: int, skipped: list[str], verbose: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yields (split, images, labels); names the unreadable images on stderr."""
+    done = 0
     progress = tqdm.tqdm(
         total=total,
         desc="preparing images",
         unit=" images",
-        mininterval=0.5,
-        # Into a file only the last line.
-        miniters=None if sys.stderr.isatty() else total,
-        disable=not verbose,
+        disable=not (verbose and sys.stderr.isatty()),
     )
     with progress:
         for split in source.splits:
@@ -119,12 +117,15 @@ def _chunks(
                     else:
                         readable.append((image, label))
                 progress.update(len(block))
+                done += len(block)
                 if len(skipped) > MAX_UNREADABLE * total:
                     raise UserError(
                         f"more than {MAX_UNREADABLE:.0%} of the {total} images are "
-                        f"unreadable ({len(skipped)} of the first {progress.n}), the "
+                        f"unreadable ({len(skipped)} of the first {done}), the "
                         f"last one {skipped[-1]}. Repair or remove them."
                     )
                 if readable:
                     pictures, labels = zip(*readable, strict=True)
                     yield split, np.stack(pictures), np.array(labels, np.int64)
+    if verbose and not sys.stderr.isatty():
+        print(f"preparing images: {done}/{total}", file=sys.stderr, flush=True)

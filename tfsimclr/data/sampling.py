@@ -13,12 +13,20 @@ def labelled_rows(split, limit: int = 0) -> np.ndarray:
     return rows
 
 
+def num_held_out(count: int) -> int:
+    """Returns how many of a class's images are the test set: a fifth, but at least 1.
+
+    A class of one image has none.
+    """
+    return round(TEST_SHARE * count) or int(count > 1)
+
+
 def held_out_fifth(labels: np.ndarray) -> np.ndarray:
     """Returns which images are the test set: a fixed fifth per class, bool `[n]`."""
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == label)
-        count = round(TEST_SHARE * len(members)) or int(len(members) > 1)
+        count = num_held_out(len(members))
         order = np.random.default_rng((0, int(label))).permutation(members)
         chosen[order[:count]] = True
     return chosen

@@ -132,6 +132,11 @@ def builder(name: str, data_dir: str = ""):
     """
     import tensorflow_datasets as tfds  # seconds to import, and often not needed
 
+    if os.sep in name:
+        raise UserError(
+            f"--dataset={name} is a path. For a folder of images use --dataset=folder "
+            f"--data_dir={name}."
+        )
     if ":" in name:
         raise UserError(f"--dataset={name}: names with a namespace are not supported.")
     data_dir = os.path.expanduser(data_dir) or None
