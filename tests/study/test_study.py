@@ -384,6 +384,15 @@ def signal_waiting(out, number, count):
         os.kill(os.getpid(), number)
 
 
+@pytest.fixture
+def sigint():
+    """Ctrl-C as in a terminal: a shell's background job would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_stops_all_runs_after_they_have_saved(fake, monkeypatch, capsys):
     monkeypatch.setenv("WAIT", "1")
     sender = threading.Thread(target=signal_waiting, args=(fake.out, signal.SIGINT, 0))
