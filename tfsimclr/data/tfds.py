@@ -23,13 +23,13 @@ _UNLABELED_NAMES = ("unlabelled", "unlabeled", "unsupervised")
 class TfdsSource:
     """The images of a TFDS data set, as the encoded bytes that TFDS keeps.
 
-    `unlabelled` (STL-10) is kept apart and never has labels; the test set is `test`,
-    else `validation`, else a fixed stratified fifth of `train`.
+    A split `unlabelled` (STL-10) is for pretraining only. The test set is `test`, or
+    else `validation`, or else a fixed stratified fifth of `train`.
 
     Attributes:
         class_names: Names of the classes, in the order of the labels.
         splits: Split name -> TFDS split it is read from.
-        notes: What the reader of the run should know about the choice of splits.
+        notes: How the splits were chosen, for the user.
     """
 
     def __init__(self, name: str, data_dir: str = ""):
@@ -49,7 +49,7 @@ class TfdsSource:
         return self._builder.info.splits[self.splits[split]].num_examples
 
     def blocks(self, split: str, side: int) -> Iterator[list]:
-        """Yields lists of (image or `images.Unreadable`, label)."""
+        """Yields lists of (image or `UnreadableImageError`, label)."""
         return images.read_all(self._rows(split), side)
 
     def _rows(self, split: str) -> Iterator[tuple[bytes, str, int]]:
@@ -130,7 +130,7 @@ def builder(name: str, data_dir: str = ""):
     Raises:
         UserError: If there is no such data set.
     """
-    import tensorflow_datasets as tfds  # seconds to import, and often not needed
+    import tensorflow_datasets as tfds  # takes seconds to import
 
     if os.sep in name:
         raise UserError(
@@ -227,11 +227,11 @@ def unreachable(url: str) -> str:
             urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
             result[0] = ""
         except urllib.error.HTTPError:
-            result[0] = ""  # an answer, whatever it says
+            result[0] = ""  # the host answered
         except Exception as error:  # no address, refused, timed out, odd protocol
             result[0] = _one_line(getattr(error, "reason", error))
 
-    # A thread, because looking up a host name has no timeout of its own.
+    # In a thread: looking up a host name has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2 * _CONNECT_SECONDS)
