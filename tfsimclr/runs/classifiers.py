@@ -122,7 +122,8 @@ def finish(
         labels = dataset.test.labels[rows]
         logits = [*model.features(dataset.test.images[rows]).values()][-1]
         top1 = metrics.top_k_accuracy(logits, labels, 1)
-        top5 = metrics.top_k_accuracy(logits, labels, min(5, dataset.num_classes))
+        if dataset.num_classes > 5:
+            top5 = metrics.top_k_accuracy(logits, labels, 5)
     about = {
         **about,
         "encoder_parameters": model.encoder.count_params(),
@@ -137,7 +138,8 @@ def finish(
     # An older export, if the network was trained again after a damaged checkpoint.
     shutil.rmtree(folder / "saved_model", ignore_errors=True)
     results.write(folder / "result.json", result)
-    print(f"{folder}: top-1 {_percent(top1)}, top-5 {_percent(top5)}.", flush=True)
+    of_five = "" if top5 is None else f", top-5 {_percent(top5)}"
+    print(f"{folder}: top-1 {_percent(top1)}{of_five}.", flush=True)
     return result
 
 
