@@ -7,7 +7,7 @@ import shlex
 import pytest
 from absl import flags
 
-from tfsimclr import optimizers, resolve
+from tfsimclr import resolve
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.study import plan
@@ -35,15 +35,6 @@ def parse(arguments):
     config = configs.from_flags(values)
     resolve.check(config, *flagfiles.names_given(argv))
     return config
-
-
-def with_optimizer_defaults(config):
-    """Returns the config with the optimizer's defaults in place of None."""
-    return config.replace_none(
-        **optimizers.optimizer_defaults(
-            config.optimizer, config.learning_rate_scaling, config.epochs
-        )
-    )
 
 
 def header(path):
@@ -78,7 +69,7 @@ def test_the_header_has_a_result_and_a_command_with_valid_settings(path, monkeyp
     arguments = shlex.split(entries["Run"].removeprefix(RUN))
     assert f"--flagfile={path.relative_to(ROOT).as_posix()}" in arguments
     config = parse(arguments)
-    assert with_optimizer_defaults(config).learning_rate > 0
+    assert config.with_optimizer_defaults().learning_rate > 0
 
 
 @by_path([path for path in PATHS if "Study" in header(path)])
@@ -129,7 +120,7 @@ def test_the_command_of_an_experiment_has_the_settings_of_its_study(path, monkey
     overrides = flagfiles.expand([f"--flagfile=flags/{study}.flags"])
     _, (run,) = plan.plan({path.stem: path}, overrides, 1, pathlib.Path("runs"))
     config = parse(shlex.split(header(path)["Run"].removeprefix(RUN)))
-    assert plan.compared(with_optimizer_defaults(config)) == plan.compared(run.config)
+    assert plan.compared(config.with_optimizer_defaults()) == plan.compared(run.config)
 
 
 @by_path(sorted((FLAGS / "base").glob("*.flags")))

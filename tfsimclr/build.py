@@ -98,12 +98,13 @@ def optimizer(config: Config, rate, variables):
         return lars.LARS(rate, momentum=0.9, l2=config.weight_decay)
     decay = config.weight_decay or None
     if config.optimizer == "sgd":
-        made = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay)
+        network_optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay)
     else:
-        made = keras.optimizers.Adam(rate, weight_decay=decay)
+        network_optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
     if decay:
-        made.exclude_from_weight_decay([v for v in variables if len(v.shape) < 2])
-    return made
+        excluded = [v for v in variables if len(v.shape) < 2]
+        network_optimizer.exclude_from_weight_decay(excluded)
+    return network_optimizer
 
 
 def fit_options(config: Config) -> dict:

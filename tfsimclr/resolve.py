@@ -15,7 +15,6 @@ from tfsimclr.methods import METHODS
 from tfsimclr.networks import heads, norms
 from tfsimclr.networks.encoders import ENCODERS
 from tfsimclr.networks.names import feature_names
-from tfsimclr.optimizers import optimizer_defaults
 from tfsimclr.settings.config import Config
 
 # Setting -> the modes that use it; all modes use the others.
@@ -42,12 +41,12 @@ MODES_OF_SETTING = {
 MIN_FINETUNE_STEPS = 500
 
 
-def check(config: Config, given=frozenset(), typed=frozenset()) -> None:
+def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
     """Checks the settings that can be judged without the data.
 
     Args:
-        config: As the user gave it.
-        given: Names of the settings that the user set, also to their default.
+        config: As the user set it.
+        user_set: Names of the settings that the user set, also to their default.
         typed: Those of them on the command line itself. A flagfile may serve several
             modes; what is typed must mean something to this one.
 
@@ -55,7 +54,7 @@ def check(config: Config, given=frozenset(), typed=frozenset()) -> None:
         UserError: If a choice is unknown, or a setting means nothing to the method, the
             encoder, the data set or the mode.
     """
-    given = given | config.changed()
+    user_set = user_set | config.changed()
     _check_choice("method", config.method, METHODS)
     encoder = config.backbone or datasets.defaults(config.dataset, 1)["backbone"]
     _check_choice("backbone", encoder, ENCODERS)
@@ -64,7 +63,7 @@ def check(config: Config, given=frozenset(), typed=frozenset()) -> None:
         ("backbone", encoder, ENCODERS),
     ):
         some_use = {name for entry in table.values() for name in entry.uses}
-        for name in sorted(given & (some_use - set(table[value].uses))):
+        for name in sorted(user_set & (some_use - set(table[value].uses))):
             users = [key for key, entry in table.items() if name in entry.uses]
             raise UserError(
                 f"--{name} means nothing to --{setting}={value}. Leave it out, or use "
@@ -72,7 +71,7 @@ def check(config: Config, given=frozenset(), typed=frozenset()) -> None:
                 + (f" (or {', '.join(users[1:])})" if users[1:] else "")
                 + "."
             )
-    if config.dataset == "textures" and "data_dir" in given and config.data_dir:
+    if config.dataset == "textures" and "data_dir" in user_set and config.data_dir:
         raise UserError(
             f"--data_dir={config.data_dir} means nothing to --dataset=textures, whose "
             "images are made by the program. Add --dataset=folder to use your images."
@@ -120,20 +119,17 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     """Returns the config with every default decided: data set, optimizer, device.
 
     Args:
-        config: As the user gave it.
+        config: As the user set it.
         images: The data set that it names.
 
     Raises:
         UserError: If the settings do not fit each other or the data set.
     """
     check(config)
-    optimizer = optimizer_defaults(
-        config.optimizer, config.learning_rate_scaling, config.epochs
-    )
+    config = config.with_optimizer_defaults()
     size = config.image_size or images.image_size
     of_data = datasets.defaults(config.dataset, size)
     config = config.replace_none(
-        **optimizer,
         image_size=size,
         backbone=of_data["backbone"],
         width=of_data["width"],

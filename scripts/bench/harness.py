@@ -225,15 +225,15 @@ def workers(started: dict):
 
 def machine() -> dict:
     """Returns the processor's name, the number of usable cores, and its fast types."""
-    about = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    processor = {"model name": platform.processor() or platform.machine(), "flags": ""}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         name, _, value = line.partition(":")
-        about[name.strip()] = value.strip()
+        processor[name.strip()] = value.strip()
     return {
-        "cpu": about["model name"],
+        "cpu": processor["model name"],
         "cores": len(os.sched_getaffinity(0)),
-        "fast_types": sorted(set(about["flags"].split()) & FAST_TYPES),
+        "fast_types": sorted(set(processor["flags"].split()) & FAST_TYPES),
     }
 
 
@@ -248,9 +248,10 @@ def versions() -> dict[str, str]:
 
 def save(folder: pathlib.Path, name: str, result: dict, command: str, seconds: float):
     """Writes one benchmark's JSON record, with date, machine, versions and commit."""
+    from tfsimclr import files
     from tfsimclr.runs import results  # imports TensorFlow
 
-    about = {
+    record = {
         "benchmark": name,
         "command": command,
         "date": datetime.date.today().isoformat(),
@@ -260,6 +261,5 @@ def save(folder: pathlib.Path, name: str, result: dict, command: str, seconds: f
         "commit": results.git_commit(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.json"
-    partial.write_text(json.dumps({**about, **result}, indent=2) + "\n")
-    os.replace(partial, folder / f"{name}.json")
+    text = json.dumps({**record, **result}, indent=2) + "\n"
+    files.write_atomically(folder / f"{name}.json", text.encode())

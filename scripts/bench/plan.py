@@ -77,12 +77,12 @@ def compare(name: str, flags: dict, pairs: int) -> list[dict]:
     }
     with harness.workers(tasks):
         timings = harness.measure_rounds(tasks, pairs, warm_up=0)
-    found = {who: [timing["measured"] for timing in timings[who]] for who in timings}
+    measured = {who: [timing["measured"] for timing in timings[who]] for who in timings}
     # The first round only: later ones start with the memory that it left behind.
-    memory = harness.ratios(found["plan"][:1], found["run"][:1], MEMORY)
+    memory = harness.ratios(measured["plan"][:1], measured["run"][:1], MEMORY)
     rows = [harness.row(f"{name}: peak memory, planned", REAL, memory, **LIMITS)]
     for what, key in (("images/s", "images_per_second"), ("hours", "seconds")):
-        values = harness.ratios(found["plan"], found["run"], key)
+        values = harness.ratios(measured["plan"], measured["run"], key)
         rows.append(harness.row(f"{name}: {what}, planned", REAL, values, **LIMITS))
     return rows
 

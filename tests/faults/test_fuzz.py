@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from hypothesis import strategies as st
+from last_words import last_words
 from PIL import Image
 
 from tfsimclr import build, resolve, run
@@ -66,18 +67,6 @@ def at_most(seconds):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def last_words(monkeypatch, config):
-    """Returns the message with which the command line ends a run of `config`."""
-    with monkeypatch.context() as patch:
-        patch.setattr(run.configs, "from_flags", lambda: config)
-        with pytest.raises(SystemExit) as stop:
-            run._main(["program"])
-    message = stop.value.code  # text: Python prints it to stderr and exits with 1
-    assert isinstance(message, str) and "\n" not in message
-    assert message.startswith("tfsimclr: ")
-    return message
 
 
 # The parser of flags and flagfiles

@@ -6,7 +6,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from tfsimclr import resolve, run
+from tfsimclr import run
 from tfsimclr.modes import dry_run, plan
 from tfsimclr.networks import flops, resnet
 from tfsimclr.settings.config import Config
@@ -193,10 +193,7 @@ def test_row_blocks_let_larger_batches_fit(tiny):
     ],
 )
 def test_learning_rates_under_each_rule(settings, expected):
-    config = Config(batch_size=128, **settings)
-    config = config.replace_none(
-        **resolve.optimizer_defaults(config.optimizer, None, config.epochs)
-    )
+    config = Config(batch_size=128, **settings).with_optimizer_defaults()
     rates = {rule: rate for rule, (_, rate) in plan.learning_rates(config).items()}
     assert rates == pytest.approx(expected, rel=1e-3)
 

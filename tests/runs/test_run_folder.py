@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from absl import flags
+from last_words import last_words
 
 from tfsimclr import __version__, modes, run
 from tfsimclr.runs import folder as run_folder
@@ -219,7 +220,7 @@ def test_a_damaged_flags_txt_is_refused_in_one_line(
     path = tmp_path / "run" / "flags.txt"
     path.parent.mkdir()
     path.mkdir() if content is None else path.write_bytes(content)
-    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
+    message = last_words(monkeypatch, action=lambda *_: run_folder.prepare(config))
     assert all(part in message for part in [*parts, str(path.parent)]), message
     assert path.is_dir() if content is None else path.read_bytes() == content
 
@@ -228,19 +229,6 @@ def test_comments_and_empty_lines_in_flags_txt_do_no_harm(config):
     path = run_folder.prepare(config) / "flags.txt"
     path.write_text(path.read_text() + "\n# mine\n")
     assert run_folder.prepare(config) == path.parent
-
-
-def last_words(monkeypatch, action):
-    """Returns the message with which the command line ends if a run does `action`."""
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "run", action)
-        patch.setattr(run.configs, "from_flags", lambda: None)
-        with pytest.raises(SystemExit) as stop:
-            run._main(["program"])
-    message = stop.value.code  # text: Python prints it to stderr and exits with 1
-    assert isinstance(message, str) and "\n" not in message
-    assert message.startswith("tfsimclr: ")
-    return message
 
 
 @pytest.mark.promise("run-folder-settings")
@@ -265,7 +253,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(
         "flags.txt": (os, "fsync"),
     }[place]
     monkeypatch.setattr(owner, name, refuse)
-    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
+    message = last_words(monkeypatch, action=lambda *_: run_folder.prepare(config))
     assert config.workdir in message and words in message
     assert "name another --workdir" in message
 
@@ -275,7 +263,7 @@ def test_a_full_disk_has_another_remedy(config, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    message = last_words(monkeypatch, lambda *_: run_folder.prepare(config))
+    message = last_words(monkeypatch, action=lambda *_: run_folder.prepare(config))
     assert "flags.txt" in message and "Make room" in message
 
 

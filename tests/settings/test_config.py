@@ -8,7 +8,6 @@ import typing
 import pytest
 from absl import flags
 
-from tfsimclr import resolve
 from tfsimclr.optimizers import schedules
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import options
@@ -263,13 +262,6 @@ def test_the_default_folder_names_method_and_data():
     assert os.path.basename(os.path.dirname(folder)) == "runs"
 
 
-def with_optimizer_defaults(config):
-    defaults = resolve.optimizer_defaults(
-        config.optimizer, config.learning_rate_scaling, config.epochs
-    )
-    return config.replace_none(**defaults)
-
-
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [
@@ -280,11 +272,11 @@ def with_optimizer_defaults(config):
 )
 def test_optimizer_defaults(optimizer, expected):
     names = "learning_rate learning_rate_scaling warmup_epochs schedule weight_decay"
-    config = with_optimizer_defaults(Config(optimizer=optimizer))
+    config = Config(optimizer=optimizer).with_optimizer_defaults()
     assert tuple(getattr(config, name) for name in names.split()) == expected
     own = dict(zip(names.split(), (0.7, "linear", 2.0, "cosine", 0.5), strict=True))
     config = Config(optimizer=optimizer, **own)
-    assert with_optimizer_defaults(config) == config
+    assert config.with_optimizer_defaults() == config
 
 
 @pytest.mark.parametrize(
@@ -297,7 +289,7 @@ def test_optimizer_defaults(optimizer, expected):
 )
 def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
     config = Config(optimizer=optimizer, learning_rate_scaling=rule)
-    config = with_optimizer_defaults(config)
+    config = config.with_optimizer_defaults()
     assert config.learning_rate_scaling == rule
     rate = schedules.scaled_learning_rate(config.learning_rate, 128, rule)
     assert rate == pytest.approx(peak, rel=2e-3)
@@ -305,7 +297,7 @@ def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
 
 @pytest.mark.parametrize("epochs", [1, 2, 10, 40])
 def test_default_warm_up_leaves_something_to_train(epochs):
-    config = with_optimizer_defaults(Config(optimizer="lars", epochs=epochs))
+    config = Config(optimizer="lars", epochs=epochs).with_optimizer_defaults()
     assert 0 < config.warmup_epochs <= min(1, epochs / 10)
 
 

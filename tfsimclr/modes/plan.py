@@ -6,7 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import build, resolve
+from tfsimclr import build, optimizers
 from tfsimclr.data import dataset as datasets
 from tfsimclr.modes import dry_run
 from tfsimclr.networks import flops, norms
@@ -203,7 +203,7 @@ def learning_rates(config: Config) -> dict[str, tuple[float, float]]:
     """
 
     def default(rule):
-        return resolve.optimizer_defaults(config.optimizer, rule, config.epochs)[
+        return optimizers.optimizer_defaults(config.optimizer, rule, config.epochs)[
             "learning_rate"
         ]
 

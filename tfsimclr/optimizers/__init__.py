@@ -37,8 +37,8 @@ def optimizer_defaults(name: str, rule: str | None, epochs: int) -> dict:
     Args:
         name: One of `OPTIMIZER_DEFAULTS`.
         rule: The scaling of the learning rate, or None for the optimizer's own.
-        epochs: Of the run; the warm-up takes a tenth of it at most, since one epoch of
-            warm-up would leave nothing of a run of one epoch.
+        epochs: Epochs of the run. The warm-up takes at most a tenth of them; otherwise
+            a run of one epoch would be warm-up only.
     """
     defaults = dict(OPTIMIZER_DEFAULTS[name])
     rates = defaults["learning_rate"]

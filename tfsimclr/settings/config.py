@@ -6,6 +6,7 @@ import os
 
 from absl import flags
 
+from tfsimclr import optimizers
 from tfsimclr.errors import UserError
 from tfsimclr.networks.names import feature_names
 from tfsimclr.settings import options
@@ -450,6 +451,13 @@ class Config:
         """Returns the config with `values` for those of the settings that are None."""
         missing = {k: v for k, v in values.items() if getattr(self, k) is None}
         return dataclasses.replace(self, **missing)
+
+    def with_optimizer_defaults(self) -> "Config":
+        """Returns the config with the optimizer's defaults in place of None."""
+        defaults = optimizers.optimizer_defaults(
+            self.optimizer, self.learning_rate_scaling, self.epochs
+        )
+        return self.replace_none(**defaults)
 
     def changed(self) -> frozenset[str]:
         """Returns the names of the settings that differ from their default."""

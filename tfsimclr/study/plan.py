@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 
 from absl import flags
 
-from tfsimclr import optimizers
 from tfsimclr.errors import UserError
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles, options
@@ -233,8 +232,4 @@ def plan(
 
 def read_config(lines: list[str]) -> configs.Config:
     """Returns the config that lines set, with the defaults of its optimizer."""
-    config = configs.from_flags(parse_flags(lines))
-    defaults = optimizers.optimizer_defaults(
-        config.optimizer, config.learning_rate_scaling, config.epochs
-    )
-    return config.replace_none(**defaults)
+    return configs.from_flags(parse_flags(lines)).with_optimizer_defaults()
