@@ -109,6 +109,24 @@ def test_every_image_has_random_parameters_of_its_own(photographs):
     assert len(np.unique(maps.reshape(64, -1), axis=0)) > 40
 
 
+@pytest.mark.parametrize("image_size", [16, 40])
+def test_rows_of_a_batch_have_their_views_of_the_whole_batch(photographs, image_size):
+    """Also in another order: micro-batches and replicas rely on it."""
+    views = random_view.Views(image_size, blur=0.5)
+    whole = views(photographs, SEED)
+    indices = [2, 0]
+    part = views(
+        photographs[indices],
+        SEED,
+        random_view.Rows(tf.constant(indices), len(photographs)),
+    )
+    # The random numbers are equal; the vectorised arithmetic rounds the last bit of a
+    # row by its place in the batch.
+    np.testing.assert_allclose(part, whole.numpy()[indices], atol=1e-7)
+    # Without `rows` the first image would get the view of row 0.
+    assert np.abs(views(photographs[indices], SEED).numpy() - part).mean() > 0.01
+
+
 def test_an_image_has_the_same_view_in_a_batch_of_another_size(photographs):
     views = random_view.Views(32, blur=0.5)
     few, many = views(photographs[:3], SEED), views(photographs, SEED)

@@ -4,6 +4,8 @@ A view of an image X is `clip(C (R_y X R_x^T) + c, 0, 1)`. The matrices R (resam
 crop, resize, flip and blur; the affine map C, c (color.py) changes the colours.
 """
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -31,6 +33,30 @@ def uniform(seed, purpose: int, shape) -> tf.Tensor:
     )
     bits = tf.bitwise.right_shift(bits, 8)  # signed 24-bit: exact in float32
     return tf.cast(bits, tf.float32) * 2.0**-24 + 0.5
+
+
+class Rows(NamedTuple):
+    """Some rows of a batch whose views are made in several parts.
+
+    Attributes:
+        indices: The rows of the part, int `[m]`.
+        batch_size: Rows of the whole batch.
+    """
+
+    indices: tf.Tensor
+    batch_size: int
+
+
+def _draws(seed, purpose: int, n, shape, rows: Rows | None) -> tf.Tensor:
+    """Returns the random numbers of n images, `[n, *shape]`; see `uniform`.
+
+    A part of a batch gets the numbers that its rows have in the whole batch. So a view
+    does not depend on how the batch is divided into parts.
+    """
+    if rows is None:
+        return uniform(seed, purpose, [n, *shape])
+    whole = uniform(seed, purpose, [rows.batch_size, *shape])
+    return tf.gather(whole, rows.indices)
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -97,12 +123,14 @@ class Views:
         self.flip = bool(flip)
         self.grayscale = float(grayscale)
 
-    def __call__(self, images, seed):
+    def __call__(self, images, seed, rows: Rows | None = None):
         """Returns one random view of each image.
 
         Args:
             images: `[n, H, W, 3]`, uint8, or float in 0-255.
             seed: int32 `[2]`; the same seed gives the same views.
+            rows: None, or which n rows of a larger batch the images are; each image
+                then gets the view that it has in that batch.
 
         Returns:
             `[n, image_size, image_size, 3]`, float32 in 0-1.
@@ -111,17 +139,18 @@ class Views:
         # With three blocks or fewer, banded products save no more time than gathering
         # their windows takes.
         banded = self.image_size > 3 * resample.BLOCK
-        rows, columns = self.resize_matrices(images, seed, banded)
-        resampled = resample_images(images, rows, columns)
-        return apply_color_maps(resampled, self.color_maps(resampled, seed))
+        matrices = self.resize_matrices(images, seed, banded, rows)
+        resampled = resample_images(images, *matrices)
+        return apply_color_maps(resampled, self.color_maps(resampled, seed, rows))
 
-    def resize_matrices(self, images, seed, banded: bool = False):
+    def resize_matrices(self, images, seed, banded: bool = False, rows=None):
         """Returns the matrices that crop, resize, flip and blur each image.
 
         Args:
             images: `[n, H, W, 3]`; only the shape is used.
             seed: int32 `[2]`.
             banded: Whether to return `resample.BandedMatrices`.
+            rows: As in a call.
 
         Returns:
             A matrix for the rows, `[n, image_size, H]`, and one for the columns,
@@ -129,31 +158,32 @@ class Views:
         """
         n, height, width, _ = tf.unstack(tf.shape(images))
         size = self.image_size
-        draws = uniform(seed, CROP, [n, resample.CROP_DRAWS, 2])
+        draws = _draws(seed, CROP, n, [resample.CROP_DRAWS, 2], rows)
         boxes = resample.random_boxes(draws, height, width, self.crop_min_area)
         top, bottom, left, right = tf.unstack(boxes, axis=1)
         if self.flip:
-            flipped = uniform(seed, FLIP, [n]) < 0.5
+            flipped = _draws(seed, FLIP, n, [], rows) < 0.5
             left, right = (
                 tf.where(flipped, right, left),
                 tf.where(flipped, left, right),
             )
         kernels = None
         if self.blur:
-            sigma = resample.random_sigmas(uniform(seed, BLUR, [n, 2]), self.blur)
+            sigma = resample.random_sigmas(_draws(seed, BLUR, n, [2], rows), self.blur)
             kernels = resample.blur_kernels(sigma, resample.blur_radius(size))
         matrices = (
             resample.banded_resize_matrices if banded else resample.resize_matrices
         )
-        rows = matrices(top, bottom, size, height, kernels=kernels)
-        return rows, matrices(left, right, size, width, kernels=kernels)
+        of_rows = matrices(top, bottom, size, height, kernels=kernels)
+        return of_rows, matrices(left, right, size, width, kernels=kernels)
 
-    def color_maps(self, resampled, seed):
+    def color_maps(self, resampled, seed, rows=None):
         """Returns the affine colour map of each image.
 
         Args:
             resampled: `[n, s, s, 3]` in 0-255: contrast needs the mean colour.
             seed: int32 `[2]`.
+            rows: As in a call.
 
         Returns:
             `[n, 3, 4]` float32 (see `color.affine_maps`), or None if the settings
@@ -162,9 +192,9 @@ class Views:
         if not (self.jitter_strength or self.grayscale):
             return None
         n = tf.shape(resampled)[0]
-        draws = uniform(seed, JITTER, [n, 5])
+        draws = _draws(seed, JITTER, n, [5], rows)
         jitter = color.random_jitter(draws, self.jitter_strength)
-        grayscale = uniform(seed, GRAYSCALE, [n]) < self.grayscale
+        grayscale = _draws(seed, GRAYSCALE, n, [], rows) < self.grayscale
         # Two reductions: one mean over both axes takes twice as long.
         means = tf.reduce_mean(tf.reduce_mean(resampled, 1), 1)
         return color.affine_maps(jitter, grayscale, means)
