@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsimclr.networks import resnet
+from tfsimclr.networks import resnet, torchvision_names
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -56,34 +56,12 @@ def policy(request):
 # --- torchvision -------------------------------------------------------------------
 
 
-def torchvision_name(layer_name):
-    """Returns torchvision's name for one of our convolutions or batch norms."""
-    block, _, kind = layer_name.rpartition("_")  # stage1_block2_3, conv
-    if block == "stem":
-        return {"conv": "conv1", "bn": "bn1"}[kind]
-    stage, block, part = block.split("_")
-    prefix = (
-        f"layer{stage.removeprefix('stage')}.{int(block.removeprefix('block')) - 1}"
-    )
-    if part == "shortcut":
-        return prefix + {"conv": ".downsample.0", "bn": ".downsample.1"}[kind]
-    return f"{prefix}.{kind}{part}"
-
-
 def fill(model):
     """Gives a model the weights that the script gave torchvision's."""
-    for layer in model.layers:
-        name = layer.weights and torchvision_name(layer.name)
-        if isinstance(layer, keras.layers.Conv2D):
-            height, width, fan_in, filters = layer.kernel.shape
-            kernel = reference.draw(f"{name}.weight", (filters, fan_in, height, width))
-            layer.set_weights([kernel.transpose(2, 3, 1, 0)])
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            parts = ("weight", "bias", "running_mean", "running_var")
-            shape = tuple(layer.gamma.shape)
-            layer.set_weights([reference.draw(f"{name}.{p}", shape) for p in parts])
-        else:
-            assert not layer.weights
+    for name, variable in torchvision_names.variables_by_name(model).items():
+        shape = torchvision_names.to_torch(variable).shape
+        value = reference.draw(name, shape)
+        variable.assign(torchvision_names.from_torch(value))
 
 
 @pytest.mark.promise("resnet")
