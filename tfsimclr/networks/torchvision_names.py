@@ -49,10 +49,10 @@ def torchvision_name(path: str) -> str:
     if layer in _STEMS:
         return f"{_STEMS[layer]}.{parameter}"
     stage, block, *part, kind = layer.split("_")  # stage1, block2, ["3"], conv
-    stage = stage.removeprefix("stage")
-    block = int(block.removeprefix("block")) - 1
+    prefix = f"layer{stage.removeprefix('stage')}"
+    index = int(block.removeprefix("block")) - 1
     name = _SHORTCUT[kind] if part == ["shortcut"] else kind + "_".join(part)
-    return f"layer{stage}.{block}.{name}.{parameter}"
+    return f"{prefix}.{index}.{name}.{parameter}"
 
 
 def variables_by_name(encoder: keras.Model) -> dict:
