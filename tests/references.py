@@ -219,3 +219,8 @@ def learning_rate(
         return 0.0
     share = (step - warmup_steps) / (total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def cosine_similarities(a, b) -> np.ndarray:
+    """Returns the cosine similarities `[m, n]` of two sets of rows."""
+    return unit_rows(a) @ unit_rows(b).T
