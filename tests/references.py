@@ -175,6 +175,35 @@ def effective_rank(h) -> float:
     return math.exp(entropy)
 
 
+def retrieval_ranks(queries, candidates) -> list[int]:
+    """Returns the rank of each query's own row by cosine; equal ones rank lowest."""
+    queries, candidates = unit_rows(queries), unit_rows(candidates)
+    ranks = []
+    for i in range(len(queries)):
+        own = queries[i] @ candidates[i]
+        closer = [k for k in range(len(candidates)) if queries[i] @ candidates[k] > own]
+        equal = [
+            k
+            for k in range(len(candidates))
+            if abs(queries[i] @ candidates[k] - own) < 1e-7 and k not in closer
+        ]
+        ranks.append(len(closer) + len(equal))
+    return ranks
+
+
+def rankme(features) -> float:
+    """Returns exp of the entropy of the singular values, not centred.
+
+    Source: Garrido et al. 2023 (arXiv:2210.02885), equations 1 and 2.
+    """
+    singular = np.linalg.svd(np.array(features, dtype=np.float64), compute_uv=False)
+    entropy = 0.0
+    for value in singular:
+        p = value / sum(singular) + 1e-7
+        entropy -= p * math.log(p)
+    return math.exp(entropy)
+
+
 def trust_ratio(weight, update, trust: float) -> float:
     """Returns trust * |weight| / |update|, 1 where either norm is zero."""
     weight_norm = math.sqrt(sum(float(x) ** 2 for x in np.ravel(weight)))

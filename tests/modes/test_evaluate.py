@@ -12,8 +12,8 @@ import tensorflow as tf
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import sampling
 from tfsimclr.evaluation import linear, projector
-from tfsimclr.modes import evaluate, export
-from tfsimclr.runs import loading
+from tfsimclr.modes import evaluate, export, label_free
+from tfsimclr.runs import features, loading
 from tfsimclr.training import checkpoints
 
 
@@ -71,11 +71,9 @@ def test_class_names_of_any_characters_are_written(tmp_path):
 def test_top5_is_scored_with_more_than_five_classes(tiny, classes, has_top5):
     config, _, _ = tiny(epochs=1)
     labels = np.arange(30) % classes
-    features = np.random.default_rng(0).normal(size=(30, 8)).astype("float32")
+    rows = np.random.default_rng(0).normal(size=(30, 8)).astype("float32")
     split = datasets.Split(np.zeros((30, 4, 4, 3), "uint8"), labels)
-    scores, _ = evaluate.evaluate_feature(
-        config, classes, features, split, features, split
-    )
+    scores, _ = evaluate.evaluate_feature(config, classes, rows, split, rows, split)
     assert (scores["top5"] is not None) == has_top5
     line = evaluate.score_line("h", scores)
     assert ("top-5" in line) == has_top5
@@ -138,8 +136,9 @@ def test_cached_features_are_used_until_the_images_change(finished, monkeypatch)
     def refuse(*arguments):
         raise AssertionError("the features were computed again")
 
+    monkeypatch.setattr(label_free, "evaluate", lambda *arguments: None)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "pixels", refuse)
+        patch.setattr(features, "extract", refuse)
         patch.setattr(projector, "write", lambda *arguments: None)
         second = evaluate.evaluate(config, dataset, folder)
     assert second["features"] == first["features"]
@@ -176,6 +175,7 @@ def test_without_labels_there_is_a_result_without_scores(finished):
     assert not unlabelled.has_labels
     result = evaluate.evaluate(config, unlabelled, folder)
     assert result["features"] == {} and result["top1"] is None
+    assert result["label_free"] is None
     with pytest.raises(ValueError, match="no labelled"):
         evaluate.evaluate(
             dataclasses.replace(config, mode="evaluate"), unlabelled, folder
@@ -198,8 +198,8 @@ def test_projector_shows_labels_and_thumbnails(finished):
     assert sprite.shape == (7 * 32, 7 * 32, 3)
     assert "h.tsv" in (board / "projector_config.pbtxt").read_text()
     # The vector and the label of a row are of the same test image.
-    features = np.load(folder / "features" / "h-test.npy")
-    first = np.abs(features - vectors[0]).sum(axis=1).argmin()
+    of_test = np.load(folder / "features" / "h-test.npy")
+    first = np.abs(of_test - vectors[0]).sum(axis=1).argmin()
     assert labels[0] == dataset.class_names[dataset.test.labels[first]]
 
 
@@ -228,7 +228,7 @@ def test_pixels_are_small_rows_in_0_to_1(side, image_size, expected):
     shape = (5, side, side, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     images[0], images[1] = 0, 255
-    rows = evaluate.pixels(images, image_size)
+    rows = features.pixels(images, image_size)
     assert rows.shape == (5, expected * expected * 3)
     assert rows.dtype == np.float32
     assert rows.min() >= 0 and rows.max() <= 1
@@ -239,4 +239,4 @@ def test_pixels_are_small_rows_in_0_to_1(side, image_size, expected):
 def test_pixels_of_the_right_size_are_the_image():
     images = np.random.default_rng(0).integers(0, 256, (1030, 4, 4, 3), dtype=np.uint8)
     expected = images.reshape(1030, -1) / 255
-    np.testing.assert_allclose(evaluate.pixels(images, 4), expected, atol=1e-6)
+    np.testing.assert_allclose(features.pixels(images, 4), expected, atol=1e-6)

@@ -14,14 +14,14 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.data import sampling
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import knn, linear, metrics, projector
+from tfsimclr.modes import label_free
 from tfsimclr.networks.names import feature_names
+from tfsimclr.runs import features as run_features
 from tfsimclr.runs import loading, results
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints
-from tfsimclr.views import random_view
 
 PARTS = ("train", "test")
-PIXEL_SIZE = 32
 FEATURES_AT_ONCE = 2  # each holds a copy of its features and k-NN similarities
 
 
@@ -43,18 +43,22 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     model, meta = loading.model(config, workdir)
     if len(meta["rows"]) < config.epochs:
         print(f"Note: {len(meta['rows'])} of {config.epochs} epochs are done.")
+    if not dataset.has_labels and label_free.held_out_rows(dataset) is None:
+        if config.mode == "evaluate":
+            raise UserError(
+                f"The data set {config.dataset} has no labelled train and test images "
+                "of two classes or more, and this run held out no images, so there is "
+                "nothing to evaluate. The encoder can be exported: --mode=export."
+            )
+        print("No labels and no held-out images: result.json will hold no scores.")
     scores = {}
     if dataset.has_labels:
         scores = evaluate_features(config, dataset, model, workdir)
-    elif config.mode == "evaluate":
-        raise UserError(
-            f"The data set {config.dataset} has no labelled train and test images of "
-            "two classes or more, so there is nothing to evaluate. The encoder can be "
-            "exported: --mode=export."
-        )
-    else:
-        print("No labels, so no classifier: result.json will hold no scores.")
-    content = {**results.content(config, meta, scores), **describe_data(dataset)}
+    content = {
+        **results.content(config, meta, scores),
+        **describe_data(dataset),
+        "label_free": label_free.evaluate(config, dataset, model),
+    }
     results.write(workdir / "result.json", content)
     return content
 
@@ -206,36 +210,12 @@ def all_features(config: Config, model, train, test, workdir: pathlib.Path) -> d
     if cached is not None:
         return cached
     start = time.monotonic()
-    untrained = loading.untrained(config)
-    parts = []
-    for split in (train, test):
-        of_split = model.features(split.images)
-        of_split["pixels"] = pixels(split.images, config.image_size)
-        of_split["random_h"] = untrained.features(split.images)["h"]
-        parts.append(of_split)
+    parts = run_features.extract(config, model, train.images, test.images)
     features = {name: tuple(part[name] for part in parts) for name in names}
     save_feature_cache(folder, key, features)
     count = len(train.images) + len(test.images)
     print(f"Features of {count} images: {time.monotonic() - start:.0f} s.", flush=True)
     return features
-
-
-def pixels(images, image_size: int) -> np.ndarray:
-    """Returns the images themselves as features: at most 32 pixels a side, in 0-1.
-
-    Args:
-        images: uint8 `[n, H, W, 3]`.
-        image_size: Side of a view in pixels.
-
-    Returns:
-        `[n, 3 s^2]` float32 with s = min(image_size, 32).
-    """
-    size = min(image_size, PIXEL_SIZE)
-    blocks = [
-        random_view.plain_view(images[i : i + 1024], size).numpy()
-        for i in range(0, len(images), 1024)
-    ]
-    return np.concatenate(blocks).reshape(len(images), -1)
 
 
 def save_feature_cache(folder: pathlib.Path, key: str, features: dict) -> None:

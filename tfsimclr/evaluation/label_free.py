@@ -1,0 +1,153 @@
+"""Scores of features that need no labels, from two random views of each image."""
+
+import math
+
+import numpy as np
+
+from tfsimclr.errors import UserError
+from tfsimclr.evaluation import metrics
+
+# Below this many images a share in percent says little, and so does its interval.
+MIN_IMAGES = 30
+# The features that the verdict compares: the baselines and h.
+COMPARED = ("pixels", "random_h", "init_h", "h")
+NORMAL_95 = 1.959964
+
+
+def retrieval_ranks(
+    queries: np.ndarray, candidates: np.ndarray, block: int = 1024
+) -> np.ndarray:
+    """Returns the rank, from 1, of each query's own image among all images, int `[n]`.
+
+    The ranking is by cosine similarity. Equal similarities all rank lowest, and so does
+    a feature that is not finite: collapsed features have rank n.
+
+    Args:
+        queries: Features of one view of each image, `[n, d]`.
+        candidates: Features of another view, row-aligned with `queries`.
+        block: Queries at a time; the memory needed is block * n floats.
+
+    Raises:
+        UserError: If the shapes differ, or there is no image.
+    """
+    if np.ndim(queries) != 2 or np.shape(queries) != np.shape(candidates):
+        raise UserError(
+            "queries and candidates must be [n, d] of the same n and d, got "
+            f"{list(np.shape(queries))} and {list(np.shape(candidates))}."
+        )
+    if not len(queries):
+        raise UserError("Retrieval needs at least one image, got none.")
+    queries, candidates = _unit_rows(queries), _unit_rows(candidates)
+    ranks = []
+    for first in range(0, len(queries), block):
+        similarity = queries[first : first + block] @ candidates.T
+        own = np.take_along_axis(
+            similarity, first + np.arange(len(similarity))[:, None], axis=1
+        )
+        # Rounding differs between the columns of a product, so features that are equal
+        # have similarities that are only nearly equal. Not (a < b), for NaN.
+        ranks.append((~(similarity < own - 1e-6)).sum(axis=1))
+    return np.concatenate(ranks)
+
+
+def retrieval_hits(view_a: np.ndarray, view_b: np.ndarray, k: int = 1) -> np.ndarray:
+    """Returns for each image how often its other view is among the k nearest, `[n]`.
+
+    0, 0.5 or 1: the mean of both directions.
+    """
+    directions = ((view_a, view_b), (view_b, view_a))
+    return np.mean([retrieval_ranks(*pair) <= k for pair in directions], axis=0)
+
+
+def rankme(features: np.ndarray) -> float:
+    """Returns RankMe, the smooth rank of features `[n, d]`, from 1 to min(n, d).
+
+    The exponential of the entropy of the normalised singular values; the features are
+    not centred. 1 if all features are zero.
+
+    Source: Garrido et al. 2023 (arXiv:2210.02885), equations 1 and 2.
+    """
+    values = np.linalg.svd(np.asarray(features, np.float32), compute_uv=False)
+    total = values.sum()
+    if not total > 0:
+        return 1.0
+    share = values / total + 1e-7
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def scores(view_a: np.ndarray, view_b: np.ndarray) -> dict[str, float]:
+    """Returns the scores of one feature.
+
+    Args:
+        view_a: Features of one view of each of n images, `[n, d]` float32.
+        view_b: Features of the other view, row-aligned.
+
+    Returns:
+        `retrieval_top1` and `retrieval_top5`: the share of views, in 0-1, whose image's
+        other view is the nearest, or among the five nearest, of the n other views;
+        `rankme`; `uniformity` (0 collapsed, down to -4) and `alignment` (0-4).
+    """
+    return {
+        "retrieval_top1": float(retrieval_hits(view_a, view_b).mean()),
+        "retrieval_top5": float(retrieval_hits(view_a, view_b, k=5).mean()),
+        "rankme": rankme(view_a),
+        "uniformity": float(metrics.uniformity(view_a)),
+        "alignment": float(metrics.alignment(view_a, view_b)),
+    }
+
+
+def verdict(hits: dict[str, np.ndarray]) -> dict:
+    """Returns whether h finds an image's other view more often than the baselines do.
+
+    The rule: h is compared with the best baseline, image by image. The encoder has
+    learned if the 95 % interval of the mean difference lies above zero.
+
+    Args:
+        hits: `retrieval_hits` of the features `h` and of the baselines, which are
+            `pixels`, `random_h` and, where a run starts from given weights, `init_h`;
+            each `[n]`, of the same images.
+
+    Returns:
+        `learned` (None with fewer than 30 images), `baseline` (the name of the best
+        one), `difference` and `interval` (of the share of right answers, h minus
+        baseline) and `sentence`.
+    """
+    shares = {name: float(np.mean(values)) for name, values in hits.items()}
+    count = len(hits["h"])
+    baselines = [name for name in hits if name != "h"]
+    best = max(baselines, key=lambda name: shares[name])
+    differences = hits["h"] - hits[best]
+    mean = float(differences.mean())
+    half = NORMAL_95 * float(differences.std()) / math.sqrt(count)
+    interval = [mean - half, mean + half]
+    learned = bool(interval[0] > 0) if count >= MIN_IMAGES else None
+    return {
+        "learned": learned,
+        "baseline": best,
+        "difference": mean,
+        "interval": interval,
+        "sentence": _sentence(shares, count, learned),
+    }
+
+
+_NAMES = {"pixels": "pixels", "random_h": "untrained", "init_h": "initial weights"}
+
+
+def _sentence(shares: dict[str, float], count: int, learned: bool | None) -> str:
+    texts = {name: f"{share:.0%}" for name, share in shares.items()}
+    if any(texts[name] == texts["h"] for name in texts if name != "h"):
+        texts = {name: f"{share:.1%}" for name, share in shares.items()}
+    texts = {name: text.replace("%", " %") for name, text in texts.items()}
+    others = ", ".join(
+        f"{_NAMES[name]} {text}" for name, text in texts.items() if name != "h"
+    )
+    found = f"h finds the right image of {count:,} in {texts['h']}; {others}: "
+    if learned is None:
+        return found + f"no verdict, which needs at least {MIN_IMAGES} images."
+    return found + f"the encoder has {'learned' if learned else 'not learned'}."
+
+
+def _unit_rows(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float32)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(lengths, np.finfo(np.float32).tiny)

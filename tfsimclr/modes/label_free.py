@@ -1,0 +1,84 @@
+"""Scores of a run without labels, on images that it was not trained on."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfsimclr.data import dataset as datasets
+from tfsimclr.evaluation import label_free
+from tfsimclr.runs import features
+from tfsimclr.settings.config import Config
+
+NUM_IMAGES = 1000
+BATCH_SIZE = 256
+# The views do not depend on the run's seed: runs are compared on the same ones.
+VIEW_SEED = 0x5EED
+
+
+def evaluate(config: Config, dataset: datasets.DataSet, model) -> dict | None:
+    """Scores every feature of a run without labels; prints the scores.
+
+    Args:
+        config: Resolved.
+        dataset: Its images that the run was not trained on are used, at most 1,000.
+        model: The trained model.
+
+    Returns:
+        The entry `label_free` of result.json: `num_images`; `features`, the scores of
+        `evaluation.label_free.scores` by feature; and `verdict`, that of
+        `evaluation.label_free.verdict`. None if the run was trained on all images.
+    """
+    images = held_out_images(dataset)
+    if images is None:
+        return None
+    views = fixed_views(model, images)
+    of_views = features.extract(config, model, *views)
+    print(
+        f"Without labels, on {len(images):,} images that were not trained on: which "
+        "image does a view belong to?"
+    )
+    scores, hits = {}, {}
+    for name in of_views[0]:
+        pair = [of_view[name] for of_view in of_views]
+        scores[name] = label_free.scores(*pair)
+        if name in label_free.COMPARED:
+            hits[name] = label_free.retrieval_hits(*pair)
+        print(score_line(name, scores[name]), flush=True)
+    verdict = label_free.verdict(hits)
+    print(verdict["sentence"], flush=True)
+    return {"num_images": len(images), "features": scores, "verdict": verdict}
+
+
+def held_out_images(dataset: datasets.DataSet) -> np.ndarray | None:
+    """Returns at most 1,000 images that are not trained on, always the same ones."""
+    rows = held_out_rows(dataset)
+    return None if rows is None else dataset.test.images[rows]
+
+
+def held_out_rows(dataset: datasets.DataSet) -> np.ndarray | None:
+    """Returns the rows of the test split that `held_out_images` returns, or None."""
+    if not dataset.test or not len(dataset.test.images):
+        return None
+    count = len(dataset.test.images)
+    return np.sort(np.random.default_rng(0).permutation(count)[:NUM_IMAGES])
+
+
+def fixed_views(model, images: np.ndarray) -> list[np.ndarray]:
+    """Returns two views of each image, `[n, s, s, 3]` float32 in 0-255.
+
+    They are drawn as in the training of the run, but always with the same seed.
+    """
+    views: list[list] = [[], []]
+    for first in range(0, len(images), BATCH_SIZE):
+        for view, blocks in enumerate(views):
+            seed = tf.constant([VIEW_SEED + view, first], tf.int32)
+            blocks.append(model.views(images[first : first + BATCH_SIZE], seed))
+    return [255 * np.concatenate(blocks) for blocks in views]
+
+
+def score_line(name: str, scores: dict) -> str:
+    """Returns the scores of a feature as a line of text."""
+    return (
+        f"  {name:9} top-1 {scores['retrieval_top1']:6.2%}   "
+        f"top-5 {scores['retrieval_top5']:6.2%}   RankMe {scores['rankme']:6.1f}   "
+        f"uniformity {scores['uniformity']:6.3f}   alignment {scores['alignment']:.3f}"
+    )

@@ -1,0 +1,50 @@
+"""Features of images: those of a run's network and of the baselines beside it."""
+
+import numpy as np
+
+from tfsimclr.runs import loading
+from tfsimclr.settings.config import Config
+from tfsimclr.views import random_view
+
+PIXEL_SIZE = 32
+
+
+def extract(config: Config, model, *image_sets: np.ndarray) -> list[dict]:
+    """Returns the un-augmented features of sets of images, in the order of the report.
+
+    Args:
+        config: Resolved.
+        model: The trained model.
+        *image_sets: Each `[n, H, W, 3]` in 0-255, uint8 or float.
+
+    Returns:
+        For each set `{"pixels": [n, d], "random_h": ..., "h": ..., "head_1": ...,
+        "z": ...}`, float32.
+    """
+    untrained = loading.untrained(config)
+    return [
+        {
+            "pixels": pixels(images, config.image_size),
+            "random_h": untrained.features(images)["h"],
+            **model.features(images),
+        }
+        for images in image_sets
+    ]
+
+
+def pixels(images, image_size: int) -> np.ndarray:
+    """Returns the images themselves as features: at most 32 pixels a side, in 0-1.
+
+    Args:
+        images: `[n, H, W, 3]` in 0-255.
+        image_size: Side of a view in pixels.
+
+    Returns:
+        `[n, 3 s^2]` float32 with s = min(image_size, 32).
+    """
+    size = min(image_size, PIXEL_SIZE)
+    blocks = [
+        random_view.plain_view(images[i : i + 1024], size).numpy()
+        for i in range(0, len(images), 1024)
+    ]
+    return np.concatenate(blocks).reshape(len(images), -1)
