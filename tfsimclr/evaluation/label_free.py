@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tfsimclr.errors import UserError
-from tfsimclr.evaluation import metrics
+from tfsimclr.evaluation import metrics, neighbors
 
 # Below this many images a share in percent says little, and so does its interval.
 MIN_IMAGES = 30
@@ -19,8 +19,8 @@ def retrieval_ranks(
 ) -> np.ndarray:
     """Returns the rank, from 1, of each query's own image among all images, int `[n]`.
 
-    The ranking is by cosine similarity. Equal similarities all rank lowest, and so does
-    a feature that is not finite: collapsed features have rank n.
+    The ranking is by cosine similarity. Equal similarities all rank lowest, so collapsed
+    features have rank n.
 
     Args:
         queries: Features of one view of each image, `[n, d]`.
@@ -28,7 +28,7 @@ def retrieval_ranks(
         block: Queries at a time; the memory needed is block * n floats.
 
     Raises:
-        UserError: If the shapes differ, or there is no image.
+        UserError: If the shapes differ, a value is not finite, or there is no image.
     """
     if np.ndim(queries) != 2 or np.shape(queries) != np.shape(candidates):
         raise UserError(
@@ -37,7 +37,7 @@ def retrieval_ranks(
         )
     if not len(queries):
         raise UserError("Retrieval needs at least one image, got none.")
-    queries, candidates = _unit_rows(queries), _unit_rows(candidates)
+    queries, candidates = map(neighbors.normalize, (queries, candidates))
     ranks = []
     for first in range(0, len(queries), block):
         similarity = queries[first : first + block] @ candidates.T
@@ -45,8 +45,8 @@ def retrieval_ranks(
             similarity, first + np.arange(len(similarity))[:, None], axis=1
         )
         # Rounding differs between the columns of a product, so features that are equal
-        # have similarities that are only nearly equal. Not (a < b), for NaN.
-        ranks.append((~(similarity < own - 1e-6)).sum(axis=1))
+        # have similarities that are only nearly equal.
+        ranks.append((similarity >= own - 1e-6).sum(axis=1))
     return np.concatenate(ranks)
 
 
@@ -145,9 +145,3 @@ def _sentence(shares: dict[str, float], count: int, learned: bool | None) -> str
     if learned is None:
         return found + f"no verdict, which needs at least {MIN_IMAGES} images."
     return found + f"the encoder has {'learned' if learned else 'not learned'}."
-
-
-def _unit_rows(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(lengths, np.finfo(np.float32).tiny)
