@@ -19,8 +19,8 @@ def retrieval_ranks(
 ) -> np.ndarray:
     """Returns the rank, from 1, of each query's own image among all images, int `[n]`.
 
-    The ranking is by cosine similarity. Equal similarities all rank lowest, so collapsed
-    features have rank n.
+    The ranking is by cosine similarity. Equal similarities all rank lowest, so
+    collapsed features have rank n.
 
     Args:
         queries: Features of one view of each image, `[n, d]`.
