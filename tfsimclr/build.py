@@ -113,4 +113,5 @@ def fit_options(config: Config) -> dict:
         "jit_compile": config.jit_compile == "true",
         "keep_checkpoints": config.keep_checkpoints,
         "checkpoint_minutes": config.checkpoint_minutes,
+        "steps_per_check": config.steps_per_check,
     }

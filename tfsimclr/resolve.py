@@ -35,7 +35,9 @@ MODES_OF_SETTING = {
     "memory_gb": ("plan",),
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
+    "steps_per_check": _TRAINING,
 }
+GPU_STEPS_PER_CHECK = 16
 # A fine-tuning with SimCLRv2's epochs is thousands of steps on ImageNet. On a hundred
 # images thirty epochs are thirty steps, after which the weights have hardly moved.
 MIN_FINETUNE_STEPS = 500
@@ -141,7 +143,9 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
         "jit_compile": "true" if has_gpu else "false",
     }
     auto = {name: v for name, v in auto.items() if getattr(config, name) == "auto"}
-    config = dataclasses.replace(config, **auto)
+    config = dataclasses.replace(config, **auto).replace_none(
+        steps_per_check=GPU_STEPS_PER_CHECK if has_gpu else 1
+    )
     encoder = ENCODERS[config.backbone]
     smallest = encoder.smallest_image(dataclasses.asdict(config))
     if size < smallest:

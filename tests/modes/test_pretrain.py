@@ -1,6 +1,7 @@
 """A run: what it records, where it stops, how it goes on."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from tfsimclr.methods import base
 from tfsimclr.modes import pretrain
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.runs import loading
-from tfsimclr.training import checkpoints, recorder
+from tfsimclr.training import checkpoints, recorder, safeguards
 from tfsimclr.training.history import COLUMNS
 
 MEASURED_TIME = {"images_per_second"}
@@ -146,6 +147,63 @@ def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(tiny, tmp_pa
     for key in ours:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     assert untimed(history(folder)) == untimed(history(undisturbed))
+
+
+@pytest.mark.promise("resume-signal")
+def test_a_signal_between_two_checks_saves_that_step_and_the_run_is_the_same(
+    tiny, tmp_path, monkeypatch
+):
+    """Whether the host reads every step or every eighth: same history and weights."""
+    config, dataset, folder = tiny(epochs=2, deterministic=True)
+    tf.config.experimental.enable_op_determinism()
+    every_step = tmp_path / "every_step"
+    every_step.mkdir()
+    assert config.steps_per_check == 1
+    pretrain.pretrain(config, dataset, every_step)
+
+    run_folder.prepare(config)
+    eighth = dataclasses.replace(config, steps_per_check=8)
+    original = recorder.Recorder.on_train_batch_begin
+
+    def signalled(self, batch, logs=None):
+        if int(self.model.step) == 7:  # so during the eighth
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "on_train_batch_begin", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.pretrain(eighth, dataset, folder)
+    assert checkpoints.load_latest(folder / "checkpoints")[1]["step"] == 8
+    pretrain.pretrain(eighth, dataset, folder)
+    ours, _ = checkpoints.load_latest(folder / "checkpoints")
+    theirs, _ = checkpoints.load_latest(every_step / "checkpoints")
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    assert untimed(history(folder)) == untimed(history(every_step))
+
+
+@pytest.mark.promise("not-finite")
+def test_a_signal_after_a_bad_step_saves_nothing(tiny, monkeypatch):
+    config, dataset, folder = tiny(steps_per_check=8)
+    run_folder.prepare(config)
+    original = safeguards.TerminateOnNonFinite.on_train_batch_end
+
+    def signalled(self, batch, logs=None):
+        step = int(self.model.step)
+        if step == 6:
+            logs = {**logs, "loss": np.nan}
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batch, logs)
+
+    monkeypatch.setattr(
+        safeguards.TerminateOnNonFinite, "on_train_batch_end", signalled
+    )
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 6 "):
+        pretrain.pretrain(config, dataset, folder)
+    assert checkpoints.load_latest(folder / "checkpoints")[1]["step"] == 5
 
 
 @pytest.mark.promise("resume-finished")

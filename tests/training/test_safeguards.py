@@ -77,6 +77,50 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+def stop_message(tiny, poison, bad, factor=np.inf, **settings):
+    """Returns the message of a run whose gradient is bad, and its checkpoints."""
+    config, dataset, folder = tiny(**settings)
+    run_folder.prepare(config)
+    poison(bad, factor)
+    with pytest.raises(FloatingPointError) as stop:
+        pretrain.pretrain(config, dataset, folder)
+    names = sorted(path.name[:14] for path in folder.glob("checkpoints/step-*.npz"))
+    return str(stop.value), names
+
+
+@pytest.mark.promise("not-finite")
+def test_a_bad_step_between_two_checks_is_named_and_not_saved(tiny, poison):
+    """The message has the learning rate of step 7: 0.3 * 7 / 12."""
+    message, saved = stop_message(
+        tiny,
+        poison,
+        lambda step: step == 6,
+        steps_per_check=4,
+        epochs=3,
+        optimizer="lars",
+        warmup_epochs=2.5,
+        checkpoint_minutes=1e-9,  # after every step
+    )
+    assert "gradient is not finite at step 7 (learning rate 0.175, " in message
+    assert saved == ["step-000000005", "step-000000006"]
+
+
+@pytest.mark.promise("float16-skips")
+def test_a_collapse_of_the_loss_scale_between_two_checks_is_told_exactly(tiny, poison):
+    """The first step is fine; the 51st skip is step 52, 12 steps before the read."""
+    message, _ = stop_message(
+        tiny,
+        poison,
+        lambda step: step > 0,
+        precision="mixed_float16",
+        steps_per_check=64,
+        batch_size=2,
+        epochs=2,
+    )
+    assert "gradient of 51 steps in a row is not finite at step 52 (" in message
+    assert f"learning rate 0.0003, loss scale {2.0**15 / 2.0**51:g}, " in message
+
+
 @pytest.mark.promise("float16-skips")
 def test_float16_skips_are_counted_and_shown_and_no_alarm(tiny, poison, capsys):
     config, dataset, folder = tiny(precision="mixed_float16")
@@ -104,8 +148,8 @@ class Model:
         self.metric_trackers = {name: keras.metrics.Sum(name) for name in names}
 
 
-def watched(precision, folder=pathlib.Path("nowhere")):
-    guard = safeguards.TerminateOnNonFinite(folder, lambda step: 0.1)
+def watched(precision, folder=pathlib.Path("nowhere"), **settings):
+    guard = safeguards.TerminateOnNonFinite(folder, lambda step: 0.1, **settings)
     guard.set_model(Model(precision))
     return guard
 
@@ -114,7 +158,9 @@ def step(guard, batch, skipped=0, loss=1.0):
     guard.on_train_batch_begin(batch)
     guard.model.metric_trackers["skipped_steps"].update_state(skipped)
     total = float(guard.model.metric_trackers["skipped_steps"].result())
-    guard.on_train_batch_end(batch, {"loss": loss, "skipped_steps": total})
+    logs = {"loss": loss, "skipped_steps": total, "gradient_norm": 0.5}
+    guard.model.step.assign_add(1)
+    guard.on_train_batch_end(batch, logs)
 
 
 @pytest.mark.promise("float16-skips")
@@ -158,6 +204,42 @@ def test_a_loss_that_is_not_finite_stops_at_once(precision, loss):
     step(guard, 0)
     with pytest.raises(FloatingPointError, match="loss is not finite.*none yet"):
         step(guard, 1, loss=loss)
+
+
+class OnDevice:
+    """A number that the host may not read before its time."""
+
+    readable = False
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        assert OnDevice.readable, "the host has waited for a step"
+        return self.value
+
+
+def test_the_host_reads_nothing_between_two_checks(monkeypatch):
+    guard = watched("float32", steps_per_check=3)
+    bar = keras.callbacks.ProgbarLogger()
+    shown = []
+    monkeypatch.setattr(bar, "on_train_batch_end", lambda _, logs: shown.append(logs))
+    callbacks = safeguards.StepCallbacks([guard, bar], 3)
+    guard.on_epoch_begin(0)
+    logs = {"loss": 1.0, "skipped_steps": 0.0, "gradient_norm": 0.5}
+    for batch in range(7):
+        monkeypatch.setattr(OnDevice, "readable", batch % 3 == 2)
+        guard.on_train_batch_begin(batch)
+        guard.model.step.assign_add(1)
+        tensors = {name: OnDevice(value) for name, value in logs.items()}
+        callbacks.on_train_batch_end(batch, tensors)
+    assert shown == [logs, logs]
+    monkeypatch.setattr(OnDevice, "readable", True)
+    guard.model.step.assign_add(1)
+    bad = {**logs, "loss": OnDevice(np.nan)}
+    callbacks.on_train_batch_end(7, bad)
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 8 "):
+        guard.on_epoch_end(0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])

@@ -291,6 +291,15 @@ class Config:
         "Compile the training step with XLA. auto: on a GPU only.",
         choices=("auto", "true", "false"),
     )
+    steps_per_check: int | None = option(
+        None,
+        "Steps after which the host reads loss and loss scale and checks that they are "
+        "finite. A GPU does not wait for the host in between; results are the same, "
+        "and a bad step is still named. Default: 16 on a GPU, 1 on a CPU.",
+        minimum=1,
+        pretraining=False,
+        since="0.3",
+    )
     deterministic: bool = option(
         False,
         "Use deterministic operations only, so that two runs give the same bits. "

@@ -33,6 +33,7 @@ def fit(
     jit_compile: bool = False,
     keep_checkpoints: int = 2,
     checkpoint_minutes: float = 15.0,
+    steps_per_check: int = 1,
     meta: dict | None = None,
     remedy: str = safeguards.REMEDY,
     z_is_logits: bool = False,
@@ -53,6 +54,8 @@ def fit(
         jit_compile: Whether XLA compiles the step.
         keep_checkpoints: How many checkpoints to keep.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
+        steps_per_check: Steps after which the host reads the numbers of these steps and
+            checks that they are finite. It changes no result.
         meta: Further content of a checkpoint's meta.
         remedy: Advice at the end of the message about numbers that are not finite.
         z_is_logits: Whether the last output is the logits of a classifier, which may
@@ -69,6 +72,9 @@ def fit(
     # The optimizer of the compiled model wraps ours in float16; the loss scale is a
     # variable of the wrapper, and must exist before a checkpoint is restored.
     model.optimizer.build(variables)
+    safeguard = safeguards.TerminateOnNonFinite(
+        folder / recorder.CHECKPOINTS, schedule, remedy, steps_per_check
+    )
     saver = recorder.Recorder(
         folder,
         sample=np.asarray(images[: min(HEALTH_IMAGES, len(images))]),
@@ -78,13 +84,14 @@ def fit(
         keep=keep_checkpoints,
         minutes=checkpoint_minutes,
         meta={"version": __version__, "images": _identity(images), **(meta or {})},
+        check=safeguard.check,
     )
     done = saver.restore(model)
     total = epochs * steps_per_epoch
     if done:
         print(f"Going on at step {done} of {total}.")
     callbacks = [
-        safeguards.TerminateOnNonFinite(saver.checkpoint_folder, schedule, remedy),
+        safeguard,
         saver,
         safeguards.CollapseWarning(check_z=not z_is_logits),
     ]
@@ -93,12 +100,25 @@ def fit(
         callbacks.append(progress.EpochLines(epochs, total))
     with _saving_on_signals(saver):
         for first, last in fit_segments(done, total, steps_per_epoch):
+            steps, last_epoch = (
+                min(steps_per_epoch, last - first),
+                -(-last // steps_per_epoch),
+            )
             model.fit(
                 batches.training_batches(images, batch_size, seed, first, last, labels),
                 initial_epoch=first // steps_per_epoch,
-                epochs=-(-last // steps_per_epoch),
-                steps_per_epoch=min(steps_per_epoch, last - first),
-                callbacks=callbacks,
+                epochs=last_epoch,
+                steps_per_epoch=steps,
+                callbacks=safeguards.StepCallbacks(
+                    callbacks,
+                    steps_per_check,
+                    model=model,
+                    add_history=True,
+                    add_progbar=is_terminal,
+                    verbose=1,
+                    epochs=last_epoch,
+                    steps=steps,
+                ),
                 shuffle=False,  # the batches come in their order
                 verbose=1 if is_terminal else 0,
             )

@@ -16,6 +16,7 @@ from tfsimclr.training.history import History
 from tfsimclr.views import random_view
 
 SAVED = "Stopped and saved."
+CHECKPOINTS = "checkpoints"  # folder in the run folder
 
 
 class Recorder(keras.callbacks.Callback):
@@ -31,10 +32,21 @@ class Recorder(keras.callbacks.Callback):
         minutes: Longest time between two checkpoints, in minutes.
         meta: Goes into every checkpoint. A checkpoint is restored only if its "images",
             a checksum of the training images, is the same.
+        check: Called before every save; raises if the steps since its last call must
+            not be saved. The steps are finished when it returns.
     """
 
     def __init__(
-        self, folder, sample, batch_size, steps_per_epoch, schedule, keep, minutes, meta
+        self,
+        folder,
+        sample,
+        batch_size,
+        steps_per_epoch,
+        schedule,
+        keep,
+        minutes,
+        meta,
+        check=lambda: None,
     ):
         super().__init__()
         self.folder = pathlib.Path(folder)
@@ -45,6 +57,7 @@ class Recorder(keras.callbacks.Callback):
         self.keep = keep
         self.minutes = minutes
         self.meta = meta
+        self.check = check
         self.history = History(self.folder)
         self.health = FeatureHealth(sample)
         self.seconds = 0.0  # of training, before the running epoch
@@ -56,7 +69,7 @@ class Recorder(keras.callbacks.Callback):
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     def restore(self, model) -> int:
         """Sets the model to its newest checkpoint; returns the steps done.
@@ -120,13 +133,17 @@ class Recorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.epoch_steps += 1
         self._last_step = time.monotonic()
-        if self.epoch_steps == self.steps_per_epoch:
+        is_end = self.epoch_steps == self.steps_per_epoch
+        is_due = self._last_step - self._last_save > 60 * self.minutes
+        if not (is_end or is_due or self.interrupted):
+            return  # without waiting until a GPU has finished the step
+        self.check()
+        self._last_step = time.monotonic()
+        if is_end:
             return  # saved at the end of the epoch, together with its row
+        self.save()
         if self.interrupted:
-            self.save()
             raise KeyboardInterrupt(SAVED)
-        if time.monotonic() - self._last_save > 60 * self.minutes:
-            self.save()
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self._elapsed()
