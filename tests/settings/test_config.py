@@ -35,7 +35,7 @@ DOCUMENTED = {
 AFTER_PRETRAINING = {
     *("mode", "workdir", "cache_dir", "num_train_images", "feature", "probe_epochs"),
     *("probe_optimizer", "probe_learning_rate", "probe_batch_size"),
-    *("keep_checkpoints", "checkpoint_minutes"),
+    *("keep_checkpoints", "checkpoint_minutes", "steps_per_check"),
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb"),
 }
