@@ -11,6 +11,7 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.modes import dry_run
 from tfsimclr.networks import flops, norms
 from tfsimclr.optimizers import schedules
+from tfsimclr.runs import hardware
 from tfsimclr.settings.config import Config
 
 # The first dry runs use the batch size divided by these.
@@ -250,6 +251,7 @@ def describe(estimate: dict, config: Config) -> str:
     ]
     largest = estimate["largest_batch"]
     lines = {
+        "hardware": hardware.summary(hardware.describe()),
         "parameters": f"{_large(counts['learned'])} learned, "
         f"{_large(counts['parameters'])} in all; {_large(counts['encoder'])} of the "
         "encoder",

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsimclr import __version__, files
+from tfsimclr.runs import hardware
 from tfsimclr.settings.config import Config
 
 
@@ -36,7 +37,8 @@ def content(config: Config, meta: dict, scores: dict) -> dict:
         },
         "seed": config.seed,
         "git_commit": git_commit(),
-        "device": device(),
+        "device": hardware.gpu_name() or "CPU",
+        "hardware": hardware.describe(),
         "pretrain": {
             "epochs": len(meta["rows"]),
             "steps": meta["step"],
@@ -48,14 +50,6 @@ def content(config: Config, meta: dict, scores: dict) -> dict:
         "feature": config.feature,
         "top1": reported["top1"] if reported else None,
     }
-
-
-def device() -> str:
-    """Returns the name of the first GPU, or "CPU"."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "CPU"
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
 def git_commit() -> str | None:
