@@ -49,6 +49,50 @@ def contrastive_top1(
     )
 
 
+def multi_view_top1(z, keys=None, block_rows: int = 0) -> tf.Tensor:
+    """Returns the share of pairs whose positive is more similar than all negatives.
+
+    The pairs are the ordered pairs of views of one image, the negatives the views of
+    the other images. With two views it is `contrastive_top1`.
+
+    Args:
+        z: List of V >= 2 projections `[n, d]`, one for each view, any float type.
+        keys: None, or a list like `z` with which the anchors are compared.
+        block_rows: Number of anchors at a time, a divisor of V n; 0 means all.
+
+    Returns:
+        Scalar float32 in 0-1; 1 / (1 + V (n - 1)) at chance.
+    """
+    if len(z) == 2:
+        return contrastive_top1(*z, keys=keys, block_rows=block_rows)
+    views = len(z)
+    z = _unit_rows(tf.concat(z, axis=0))  # [V n, d]
+    candidates = z if keys is None else _unit_rows(tf.concat(keys, axis=0))
+    count = tf.shape(z)[0]
+    n = count // views
+
+    def correct(first):
+        row = first + tf.range(block_rows or count)
+        similarity = tf.matmul(tf.gather(z, row), candidates, transpose_b=True)
+        same_image = tf.math.floormod(tf.range(count)[None] - row[:, None], n) == 0
+        hardest = tf.reduce_max(tf.where(same_image, -2.0, similarity), axis=1)
+        shifts = n * tf.range(1, views)[None]
+        positives = tf.math.floormod(row[:, None] + shifts, count)
+        nearer = tf.gather(similarity, positives, batch_dims=1) > hardest[:, None]
+        return tf.reduce_mean(tf.cast(nearer, tf.float32))
+
+    if not block_rows:
+        return correct(0)
+    return tf.reduce_mean(
+        tf.map_fn(
+            correct,
+            tf.range(0, count, block_rows),
+            fn_output_signature=tf.TensorSpec([], tf.float32),
+            parallel_iterations=1,
+        )
+    )
+
+
 def alignment(z_a: tf.Tensor, z_b: tf.Tensor) -> tf.Tensor:
     """Returns the mean squared distance of the two views' normalised rows, in 0-4.
 

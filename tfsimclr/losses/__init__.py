@@ -6,10 +6,10 @@ from tfsimclr.losses.contrastive import (
     dcl,
     dclw,
     info_nce,
-    normalize,
     nt_xent,
 )
-from tfsimclr.losses.regression import regression
+from tfsimclr.losses.normalization import normalize
+from tfsimclr.losses.regression import regression, regression_of_views
 
 __all__ = [
     "chance",
@@ -21,4 +21,5 @@ __all__ = [
     "normalize",
     "nt_xent",
     "regression",
+    "regression_of_views",
 ]

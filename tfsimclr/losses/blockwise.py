@@ -5,25 +5,25 @@ import tensorflow as tf
 from tfsimclr.errors import UserError
 
 
-def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
+def log_sum_exp(anchors, candidates, temperature, views, block_rows):
     """Returns ln sum_j exp(similarity_ij / temperature) of every anchor i.
 
-    The sum leaves out j = i and, if `decoupled`, the positive of i.
+    The sum leaves out j = i and, with `views` above 1, all views of the image of i.
 
     Args:
-        anchors: Rows of length one, `[2n, d]` float32; rows i and i + n are the two
-            views of an image.
-        candidates: Rows of length one, `[2n, d]` float32, in the same order.
+        anchors: Rows of length one, `[V n, d]` float32; rows i, i + n, i + 2 n, ... are
+            the views of an image.
+        candidates: Rows of length one, `[V n, d]` float32, in the same order.
         temperature: Positive scalar.
-        decoupled: Whether to leave out the positive.
-        block_rows: 0 computes the whole `[2n, 2n]` matrix; otherwise this many rows at
-            a time, in the gradient too. Must divide 2n.
+        views: 1, or V, to leave out all views of the anchor's image.
+        block_rows: 0 computes the whole `[V n, V n]` matrix; otherwise this many rows
+            at a time, in the gradient too. Must divide V n.
 
     Returns:
-        `[2n]`, float32.
+        `[V n]`, float32.
 
     Raises:
-        UserError: If block_rows does not divide 2n.
+        UserError: If block_rows does not divide V n.
     """
 
     def logits_of(rows, first, candidates):
@@ -32,10 +32,11 @@ def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
         row = first + tf.range(tf.shape(rows)[0])[:, None]
         column = tf.range(count)[None]
         excluded = column == row
-        if decoupled:
-            excluded |= column == tf.math.floormod(row + count // 2, count)
+        if views > 1:
+            n = count // views
+            excluded = tf.math.floormod(column, n) == tf.math.floormod(row, n)
         # Float32's lowest value has weight zero in the softmax. -inf would too, but
-        # gives NaN where every candidate is excluded (decoupled with n = 1).
+        # gives NaN where every candidate is excluded (n = 1 without positives).
         return tf.where(excluded, tf.float32.min, logits)
 
     if not block_rows:
@@ -44,12 +45,12 @@ def log_sum_exp(anchors, candidates, temperature, decoupled, block_rows):
     count = anchors.shape[0]
     if count is not None and count % block_rows:
         raise UserError(
-            f"block_rows must divide the {count} rows of both views, got {block_rows}."
+            f"block_rows must divide the {count} rows of all views, got {block_rows}."
         )
 
     @tf.custom_gradient
     def of_blocks(anchors, candidates):
-        # The gradient recomputes the softmax: storing it would need [2n, 2n] floats.
+        # The gradient recomputes the softmax: storing it would need [V n, V n] floats.
         blocks = tf.reshape(anchors, [-1, block_rows, anchors.shape[1]])
         firsts = tf.range(tf.shape(blocks)[0]) * block_rows
         sums = tf.map_fn(

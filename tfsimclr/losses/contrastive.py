@@ -1,32 +1,23 @@
-"""Contrastive losses of two batches of projections, always in float32."""
+"""Contrastive losses of two batches of projections, always in float32.
+
+`multi_view` has them for any number of views.
+"""
 
 import math
 
 import tensorflow as tf
 
 from tfsimclr.errors import UserError
-from tfsimclr.losses import blockwise
+from tfsimclr.losses import multi_view
+from tfsimclr.losses.normalization import normalize
 
 
-def normalize(z: tf.Tensor) -> tf.Tensor:
-    """Returns the rows of z scaled to length one; zero rows stay zero.
+def chance(n: int, views: int = 2) -> float:
+    """Returns the NT-Xent loss of `views` views of `n` images at chance.
 
-    Args:
-        z: `[n, d]`, any float type.
-
-    Returns:
-        `[n, d]`, float32.
+    It is ln(2n - 1) for two views, ln(1 + V (n - 1)) for V.
     """
-    # Cast before normalising: 1e-12 is zero in float16.
-    z = tf.cast(z, tf.float32)
-    squared = tf.reduce_sum(tf.square(z), axis=1, keepdims=True)
-    # The gradient of tf.math.l2_normalize at a zero row is 1e6, infinite in float16.
-    return z * tf.math.rsqrt(tf.where(squared > 1e-12, squared, 1.0))
-
-
-def chance(n: int) -> float:
-    """Returns the NT-Xent loss of `n` pairs at chance: ln(2n - 1)."""
-    return math.log(2 * n - 1)
+    return math.log(1 + views * (n - 1))
 
 
 def nt_xent(
@@ -56,10 +47,7 @@ def nt_xent(
 
     Source: Chen et al. 2020 (arXiv:2002.05709), section 2.1, equation 1.
     """
-    anchors, candidates = _anchors_and_candidates(z_a, z_b, temperature, keys)
-    positive = _positive(anchors, candidates) / temperature
-    every = blockwise.log_sum_exp(anchors, candidates, temperature, False, block_rows)
-    return tf.reduce_mean(every - positive)
+    return multi_view.nt_xent([z_a, z_b], temperature, keys, block_rows)
 
 
 def dcl(
@@ -78,12 +66,7 @@ def dcl(
 
     Source: Yeh et al. 2022 (arXiv:2110.06848), equation 6.
     """
-    anchors, candidates = _anchors_and_candidates(z_a, z_b, temperature, keys)
-    positive = _positive(anchors, candidates) / temperature
-    negatives = blockwise.log_sum_exp(
-        anchors, candidates, temperature, True, block_rows
-    )
-    return tf.reduce_mean(negatives - positive)
+    return multi_view.dcl([z_a, z_b], temperature, keys, block_rows)
 
 
 def dclw(
@@ -101,15 +84,7 @@ def dclw(
 
     Source: Yeh et al. 2022 (arXiv:2110.06848), equation 7 and the sigma of its code.
     """
-    anchors, candidates = _anchors_and_candidates(z_a, z_b, temperature, keys)
-    similarity = _positive(anchors, candidates)
-    by_view = tf.reshape(similarity, [2, -1])
-    n = tf.cast(tf.shape(by_view)[1], tf.float32)
-    weight = tf.reshape(2.0 - n * tf.nn.softmax(by_view / 0.5, axis=1), [-1])
-    negatives = blockwise.log_sum_exp(
-        anchors, candidates, temperature, True, block_rows
-    )
-    return tf.reduce_mean(negatives - weight * similarity / temperature)
+    return multi_view.dclw([z_a, z_b], temperature, keys, block_rows)
 
 
 def info_nce(
@@ -148,26 +123,6 @@ def info_nce(
     # temperatures.
     return tf.reduce_mean(
         tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    )
-
-
-def _positive(anchors, candidates):
-    """Returns the similarity of every anchor to the other view of its image, `[2n]`."""
-    a, b = tf.split(candidates, 2)
-    return tf.reduce_sum(anchors * tf.concat([b, a], axis=0), axis=1)
-
-
-def _anchors_and_candidates(
-    z_a, z_b, temperature: float, keys
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns anchors and candidates, `[2n, d]` each, rows of length one."""
-    anchors = normalize(tf.concat(_validated_pair(z_a, z_b, temperature), axis=0))
-    if keys is None:
-        return anchors, anchors
-    key_a, key_b = keys
-    _validated_pair(z_a, key_a, temperature)
-    return anchors, normalize(
-        tf.concat(_validated_pair(key_a, key_b, temperature), axis=0)
     )
 
 

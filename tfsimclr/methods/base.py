@@ -11,7 +11,8 @@ from tfsimclr.networks.momentum import MomentumNetwork
 from tfsimclr.networks.names import feature_names
 from tfsimclr.views import random_view
 
-PARTS = ("encoder", "head", "views", "predictor")
+PARTS = ("encoder", "head", "views", "predictor", "local_views")
+OPTIONAL_PARTS = ("predictor", "local_views")
 
 # What the networks make of one view: h and z of the encoder and the head in their own
 # types, p of the predictor (z where there is none) in float32.
@@ -35,13 +36,32 @@ class Method(keras.Model):
         views: Callable (images `[n, H, W, 3]` in 0-255, seed `[2]`) -> view in 0-1.
         seed: Integer.
         predictor: None, or a head that follows z.
+        num_views: Views of each image, at least 2, from `views`.
+        num_local_views: Further, smaller views of each image, from `local_views`
+            (multi-crop).
+        local_views: Callable like `views`; None takes `views.local_views()`: half the
+            size, crops of 5 to 14 % of the image. Only with `num_local_views`.
         **kwargs: Arguments of `keras.Model`.
     """
 
     metric_names: tuple[str, ...] = ()
+    # Whether `objective` takes any number of views.
+    takes_many_views = False
 
-    def __init__(self, encoder, head, views, seed: int = 0, predictor=None, **kwargs):
+    def __init__(
+        self,
+        encoder,
+        head,
+        views,
+        seed: int = 0,
+        predictor=None,
+        num_views: int = 2,
+        num_local_views: int = 0,
+        local_views=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self._check_views(num_views, num_local_views, local_views)
         if predictor is not None and predictor.dim != head.dim:
             raise UserError(
                 "The predictor must have the width of the head's output, "
@@ -52,6 +72,11 @@ class Method(keras.Model):
         self.views = views
         self.seed = seed
         self.predictor = predictor
+        self.num_views = num_views
+        self.num_local_views = num_local_views
+        if num_local_views and local_views is None:
+            local_views = views.local_views()
+        self.local_views = local_views
         if not head.built:
             head.build(encoder.output_shape)
         if predictor is not None and not predictor.built:
@@ -67,13 +92,37 @@ class Method(keras.Model):
         self._features = tf.function(self._features_of_batch, reduce_retracing=True)
         self.built = True
 
-    def prepare_batch(self, images, labels):
-        """Returns the arguments of `objective`; by default two views of the images."""
-        return self.two_views(images, self.step)
+    def _check_views(self, num_views: int, num_local_views: int, local_views) -> None:
+        if num_views < 2 or num_local_views < 0:
+            raise UserError(
+                "num_views must be at least 2 and num_local_views at least 0, got "
+                f"num_views={num_views} and num_local_views={num_local_views}."
+            )
+        if not self.takes_many_views and (num_views, num_local_views) != (2, 0):
+            raise UserError(
+                f"{type(self).__name__} takes two views of each image, got num_views="
+                f"{num_views} and num_local_views={num_local_views}."
+            )
+        if local_views is not None and not num_local_views:
+            raise UserError("local_views needs num_local_views of at least 1, got 0.")
 
-    def objective(self, view_a, view_b):
-        """Returns the scalar loss and a dict of the scalars of `metric_names`."""
-        raise TypeError(f"{type(self).__name__} must define objective(view_a, view_b).")
+    @property
+    def total_views(self) -> int:
+        """The number of views of each image in a step, local ones included."""
+        return self.num_views + self.num_local_views
+
+    def prepare_batch(self, images, labels):
+        """Returns the arguments of `objective`; by default the views of the images."""
+        return self.step_views(images, self.step)
+
+    def objective(self, *views):
+        """Returns the scalar loss and a dict of the scalars of `metric_names`.
+
+        Args:
+            *views: `num_views` views `[n, s, s, 3]` in 0-1, then `num_local_views`
+                smaller ones.
+        """
+        raise TypeError(f"{type(self).__name__} must define objective(*views).")
 
     @property
     def learned_variables(self):
@@ -95,6 +144,11 @@ class Method(keras.Model):
         p = self.predictor(z, training=True)[-1] if self.predictor else z
         return Outputs(h, z, tf.cast(p, tf.float32))
 
+    def by_size(self, views) -> list[tuple]:
+        """Returns the views in groups of one size: the large ones, the local ones."""
+        groups = [tuple(views[: self.num_views]), tuple(views[self.num_views :])]
+        return [group for group in groups if group]
+
     def train_step(self, data):
         batch = self.prepare_batch(*keras.utils.unpack_x_y_sample_weight(data)[:2])
         with tf.GradientTape() as tape:
@@ -110,13 +164,22 @@ class Method(keras.Model):
         self.after_update(self.step - 1)
         return self.update_metrics(norm, loss=loss, **logs)
 
-    def random_views(self, images, step, count: int = 2) -> tuple:
-        """Returns `count` views of a batch at a step, each `[n, s, s, 3]` in 0-1."""
+    def random_views(self, images, step, count: int = 2, local: int = 0) -> tuple:
+        """Returns `count` views of a batch at a step, then `local` local views.
+
+        Each is `[n, s, s, 3]` in 0-1, with the size s of `views` or `local_views`.
+        """
         key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
         return tuple(
-            self.views(images, tf.random.experimental.stateless_fold_in(key, view))
-            for view in range(count)
+            (self.views if view < count else self.local_views)(
+                images, tf.random.experimental.stateless_fold_in(key, view)
+            )
+            for view in range(count + local)
         )
+
+    def step_views(self, images, step) -> tuple:
+        """Returns all views of a batch at a step, the local ones last."""
+        return self.random_views(images, step, self.num_views, self.num_local_views)
 
     def two_views(self, images, step) -> tuple:
         """Returns the two views of a batch at a step, each `[n, s, s, 3]` in 0-1."""
@@ -166,10 +229,16 @@ class Method(keras.Model):
 
     def get_config(self):
         parts = {name: getattr(self, name) for name in PARTS}
-        parts = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
-        if not self.predictor:
-            del parts["predictor"]  # not every method takes one
-        return {**super().get_config(), **parts, "seed": self.seed}
+        config = {
+            name: keras.saving.serialize_keras_object(part)
+            for name, part in parts.items()
+            if part is not None or name not in OPTIONAL_PARTS
+        }
+        config["seed"] = self.seed
+        if self.takes_many_views:
+            config["num_views"] = self.num_views
+            config["num_local_views"] = self.num_local_views
+        return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config):

@@ -25,13 +25,19 @@ class BYOL(MomentumMethod):
         ema_decay: EMA decay of the target network, 0 to 1; the paper begins at 0.996.
         ema_schedule: `constant`, or `cosine`, which raises the decay to 1.
         total_steps: Steps of the run, which `cosine` needs for training.
-        **kwargs: `seed` of the views, and arguments of `keras.Model`.
+        **kwargs: `seed` of the views, `num_views`, `num_local_views` and `local_views`
+            for more than two views of an image (see `Method`), and arguments of
+            `keras.Model`.
+
+    The target network sees only the large views. The loss is twice the mean over the
+    ordered pairs of a view and the target of another, large view.
 
     Source: Grill et al. 2020 (arXiv:2006.07733), section 3.1; section 2 for
     `ema_decay=1`.
     """
 
     metric_names = ("contrastive_top1",)
+    takes_many_views = True
 
     def __init__(
         self,
@@ -46,11 +52,11 @@ class BYOL(MomentumMethod):
             encoder, head, views, ema_decay=ema_decay, predictor=predictor, **kwargs
         )
 
-    def objective(self, view_a, view_b):
+    def objective(self, *views):
         # Each view in a pass of its own, as in the paper: batch norm sees one view.
-        p_a, p_b = (self.project(view).p for view in (view_a, view_b))
-        target_a, target_b = (
-            self.average(view, training=True) for view in (view_a, view_b)
-        )
-        loss = losses.regression(p_a, target_b) + losses.regression(p_b, target_a)
-        return loss, {"contrastive_top1": metrics.contrastive_top1(p_a, p_b)}
+        p = [self.project(view).p for view in views]
+        targets = [
+            self.average(view, training=True) for view in views[: self.num_views]
+        ]
+        loss = losses.regression_of_views(p, targets)
+        return loss, {"contrastive_top1": metrics.contrastive_top1(p[0], p[1])}

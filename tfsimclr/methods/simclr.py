@@ -1,11 +1,11 @@
-"""SimCLR: two views of an image attract, all other images of the batch repel."""
+"""SimCLR: views of an image attract, all other images of the batch repel."""
 
 import keras
 import tensorflow as tf
 
-from tfsimclr import losses
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import metrics
+from tfsimclr.losses import multi_view
 from tfsimclr.methods.base import MomentumMethod
 
 LOSSES = ("nt_xent", "dcl", "dclw")
@@ -29,7 +29,12 @@ class SimCLR(MomentumMethod):
         total_steps: Steps of the run, which `cosine` needs for training.
         loss_block_rows: 0 computes the loss at once, otherwise this many rows of the
             similarity matrix at a time (see `losses.nt_xent`).
-        **kwargs: Arguments of `keras.Model`.
+        **kwargs: `num_views`, `num_local_views` and `local_views` for more than two
+            views of an image (see `Method`), and arguments of `keras.Model`.
+
+    All views of one size pass through the networks together, so that batch norm sees
+    them together. Local views are a pass of their own; the moving statistics follow
+    both passes.
 
     Example::
 
@@ -37,10 +42,12 @@ class SimCLR(MomentumMethod):
         model.compile(optimizer=lars.LARS(0.85))
         model.fit(images, batch_size=128, epochs=40)
 
-    Source: Chen et al. 2020 (arXiv:2002.05709), algorithm 1.
+    Sources: Chen et al. 2020 (arXiv:2002.05709), algorithm 1; for more than two views
+    Caron et al. 2020 (arXiv:2006.09882), section 3.2 and appendix A.8.
     """
 
     metric_names = ("loss_above_chance", "contrastive_top1")
+    takes_many_views = True
 
     def __init__(
         self,
@@ -78,23 +85,31 @@ class SimCLR(MomentumMethod):
         self.loss_name = loss
         self.loss_block_rows = loss_block_rows
 
-    def objective(self, view_a, view_b):
-        # One pass, so that batch norm sees both views of every image together.
-        both = tf.concat([view_a, view_b], axis=0)
-        z_a, z_b = tf.split(self.project(both).p, 2)  # [n, d] each
-        keys = None
-        if self.average:
-            z = self.average(both, training=True)
-            keys = tf.split(tf.cast(z, tf.float32), 2)
+    def objective(self, *views):
+        z, keys = self._projections(views)
         options = {"keys": keys, "block_rows": self.loss_block_rows}
-        loss = getattr(losses, self.loss_name)(z_a, z_b, self.temperature, **options)
+        loss = getattr(multi_view, self.loss_name)(z, self.temperature, **options)
         # Without the positive in the denominator there is one candidate less.
-        candidates = 2 * tf.shape(z_a)[0] - (1 if self.loss_name == "nt_xent" else 2)
+        candidates = len(z) * (tf.shape(z[0])[0] - 1)
+        candidates += 1 if self.loss_name == "nt_xent" else 0
         return loss, {
             # 0 is chance at every batch size, so runs can be compared.
             "loss_above_chance": loss - tf.math.log(tf.cast(candidates, tf.float32)),
-            "contrastive_top1": metrics.contrastive_top1(z_a, z_b, **options),
+            "contrastive_top1": metrics.multi_view_top1(z, **options),
         }
+
+    def _projections(self, views):
+        """Returns z of every view, `[n, d]` float32 each, and the keys or None."""
+        z: list = []
+        keys: list = []
+        for group in self.by_size(views):
+            # One pass, so that batch norm sees all views of one size together.
+            stacked = tf.concat(group, axis=0)
+            z += tf.split(self.project(stacked).p, len(group))
+            if self.average:
+                key = tf.cast(self.average(stacked, training=True), tf.float32)
+                keys += tf.split(key, len(group))
+        return z, keys or None
 
     def get_config(self):
         return {

@@ -24,13 +24,19 @@ class SimSiam(Method):
         predictor: A head with the dim of `head`; the paper's is a bottleneck of two
             layers, a quarter of `dim` wide, with `batch_norm="hidden"`.
         stop_gradient: Whether to stop the gradient through z; False shows the collapse.
-        **kwargs: `seed` of the views, and arguments of `keras.Model`.
+        **kwargs: `seed` of the views, `num_views`, `num_local_views` and `local_views`
+            for more than two views of an image (see `Method`), and arguments of
+            `keras.Model`.
+
+    With more views the loss is twice the mean over the ordered pairs of a view and
+    another, large view.
 
     Source: Chen and He 2021 (arXiv:2011.10566), algorithm 1. Their loss is the negative
     cosine similarity; ours, BYOL's, is 2 + 2 of it, the sum over both directions.
     """
 
     metric_names = ("contrastive_top1",)
+    takes_many_views = True
 
     def __init__(
         self, encoder, head, views, predictor=None, stop_gradient=True, **kwargs
@@ -38,13 +44,14 @@ class SimSiam(Method):
         super().__init__(encoder, head, views, predictor=predictor, **kwargs)
         self.stop_gradient = stop_gradient
 
-    def objective(self, view_a, view_b):
-        a, b = self.project(view_a), self.project(view_b)
-        z_a, z_b = a.z, b.z
+    def objective(self, *views):
+        outputs = [self.project(view) for view in views]
+        p = [output.p for output in outputs]
+        targets = [output.z for output in outputs[: self.num_views]]
         if self.stop_gradient:
-            z_a, z_b = tf.stop_gradient(z_a), tf.stop_gradient(z_b)
-        loss = losses.regression(a.p, z_b) + losses.regression(b.p, z_a)
-        return loss, {"contrastive_top1": metrics.contrastive_top1(a.p, b.p)}
+            targets = [tf.stop_gradient(z) for z in targets]
+        loss = losses.regression_of_views(p, targets)
+        return loss, {"contrastive_top1": metrics.contrastive_top1(p[0], p[1])}
 
     def get_config(self):
         return {**super().get_config(), "stop_gradient": self.stop_gradient}

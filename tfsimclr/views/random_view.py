@@ -14,6 +14,8 @@ from tfsimclr.views import color, resample
 
 # Folded into the seed, so that each random choice has random numbers of its own.
 CROP, FLIP, BLUR, JITTER, GRAYSCALE = range(5)
+# SwAV's small crops, as shares of an image's area.
+LOCAL_CROP_AREAS = (0.05, 0.14)
 
 
 def uniform(seed, purpose: int, shape) -> tf.Tensor:
@@ -83,6 +85,8 @@ class Views:
         blur: Probability of a Gaussian blur with sigma 0.1 to 2 pixels.
         flip: Whether to flip left and right with probability 0.5.
         grayscale: Probability of a gray view.
+        crop_max_area: Largest crop as a share of the image's area, at least
+            `crop_min_area`, at most 1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -98,6 +102,7 @@ class Views:
         blur: float = 0.0,
         flip: bool = True,
         grayscale: float = 0.2,
+        crop_max_area: float = 1.0,
     ):
         if image_size != int(image_size) or image_size < 1:
             raise UserError(
@@ -107,6 +112,11 @@ class Views:
             raise UserError(
                 "crop_min_area must be a share above 0 and at most 1, "
                 f"got {crop_min_area}. 1 keeps the whole image."
+            )
+        if not crop_min_area <= crop_max_area <= 1:
+            raise UserError(
+                f"crop_max_area must be from crop_min_area={crop_min_area} to 1, got "
+                f"{crop_max_area}."
             )
         if not 0 <= jitter_strength < float("inf"):
             raise UserError(
@@ -122,6 +132,7 @@ class Views:
         self.blur = float(blur)
         self.flip = bool(flip)
         self.grayscale = float(grayscale)
+        self.crop_max_area = float(crop_max_area)
 
     def __call__(self, images, seed, rows: Rows | None = None):
         """Returns one random view of each image.
@@ -159,7 +170,9 @@ class Views:
         n, height, width, _ = tf.unstack(tf.shape(images))
         size = self.image_size
         draws = _draws(seed, CROP, n, [resample.CROP_DRAWS, 2], rows)
-        boxes = resample.random_boxes(draws, height, width, self.crop_min_area)
+        boxes = resample.random_boxes(
+            draws, height, width, self.crop_min_area, self.crop_max_area
+        )
         top, bottom, left, right = tf.unstack(boxes, axis=1)
         if self.flip:
             flipped = _draws(seed, FLIP, n, [], rows) < 0.5
@@ -201,11 +214,34 @@ class Views:
 
     def get_config(self):
         names = ("image_size", "crop_min_area", "jitter_strength", "blur", "flip")
-        return {name: getattr(self, name) for name in (*names, "grayscale")}
+        names = (*names, "grayscale", "crop_max_area")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+    def local_views(
+        self,
+        image_size: int | None = None,
+        crop_min_area: float = LOCAL_CROP_AREAS[0],
+        crop_max_area: float = LOCAL_CROP_AREAS[1],
+    ) -> "Views":
+        """Returns views of small crops in the same colours, for multi-crop.
+
+        Args:
+            image_size: Side in pixels; None is half of that of these views.
+            crop_min_area: Smallest crop as a share of the image's area.
+            crop_max_area: Largest crop as a share of the image's area.
+
+        Source: Caron et al. 2020 (arXiv:2006.09882), section 3.2.
+        """
+        changes = {
+            "image_size": image_size or -(-self.image_size // 2),
+            "crop_min_area": crop_min_area,
+            "crop_max_area": crop_max_area,
+        }
+        return Views(**{**self.get_config(), **changes})
 
 
 def resample_images(images, rows, columns) -> tf.Tensor:

@@ -18,10 +18,12 @@ SIGMAS = (0.1, 2.0)
 BLOCK = 24
 
 
-def random_boxes(draws, height, width, min_area: float) -> tf.Tensor:
+def random_boxes(
+    draws, height, width, min_area: float, max_area: float = 1.0
+) -> tf.Tensor:
     """Returns random crops `[n, 4]`: top, bottom, left, right in pixels, float32.
 
-    The area is uniform in `[min_area, 1]` of the image's area, the aspect ratio
+    The area is uniform in `[min_area, max_area]` of the image's area, the aspect ratio
     log-uniform in 3/4 to 4/3, the position uniform. As in torchvision's
     RandomResizedCrop a crop that does not fit into the image is drawn again, up to ten
     times; here all ten attempts are drawn at once and the first that fits is used.
@@ -35,9 +37,10 @@ def random_boxes(draws, height, width, min_area: float) -> tf.Tensor:
         height: Height of the images in pixels, integer.
         width: Width of the images in pixels, integer.
         min_area: Smallest share of the image's area, above 0, at most 1.
+        max_area: Largest share of the image's area, at least `min_area`, at most 1.
     """
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    area = height * width * (min_area + (1 - min_area) * draws[:, 1:, 0])
+    area = height * width * (min_area + (max_area - min_area) * draws[:, 1:, 0])
     root_aspect = tf.exp(LOG_ASPECT * (draws[:, 1:, 1] - 0.5))  # of width / height
     heights = tf.sqrt(area) / root_aspect  # [n, attempts]
     widths = tf.sqrt(area) * root_aspect
