@@ -36,6 +36,15 @@ ROWS = {
         {"learning_rate": 0.2, "ema_schedule": "constant"},
         slow=True,
     ),
+    "many_views": Row(
+        {
+            **{"num_views": 3, "num_local_views": 2, "local_image_size": 10},
+            **{"local_crop_areas": "0.1,0.4", "ema_decay": 0.9, "loss": "dcl"},
+            "loss_block_rows": 8,
+        },
+        {"learning_rate": 0.2, "loss_block_rows": 0, "ema_decay": 0.0},
+        slow=True,
+    ),
     # With SGD at 0.2 MoCo v3 learns on some processors only: rounding decides.
     "moco": Row(
         {
@@ -65,6 +74,16 @@ ROWS = {
         ),
         # As SimSiam found, the predictor is enough without a moving average.
         survives=(({}, {}), ({"ema_decay": 0.0}, {})),
+    ),
+    "byol_of_many_views": Row(
+        {"method": "byol", "ema_decay": 0.99, "num_views": 3, "num_local_views": 1},
+        {"learning_rate": 0.2, "ema_schedule": "constant"},
+        slow=True,
+    ),
+    "simsiam_of_many_views": Row(
+        {"method": "simsiam", "pred_hidden": 16, "num_views": 2, "num_local_views": 2},
+        {"learning_rate": 0.2, "proj_layers": 3},
+        slow=True,
     ),
     # The experiment with which BYOL begins: the target network stays untrained.
     "fixed_target": Row(

@@ -253,3 +253,127 @@ def learning_rate(
 def cosine_similarities(a, b) -> np.ndarray:
     """Returns the cosine similarities `[m, n]` of two sets of rows."""
     return unit_rows(a) @ unit_rows(b).T
+
+
+def multi_view(z, temperature: float, loss="nt_xent", keys=None, **options) -> float:
+    """Returns a contrastive loss over the ordered pairs of views of every image.
+
+    Sources: Caron et al. 2020 (arXiv:2006.09882), appendix A.8; for hcl Robinson et al.
+    2021 (arXiv:2010.04592), algorithm 1.
+
+    Args:
+        z: Projections of V views, `[n, d]` each.
+        temperature: Positive.
+        loss: `nt_xent`, `dcl`, `dclw` or `hcl`.
+        keys: None, or candidates like `z`.
+        **options: `beta` and `tau_plus` of hcl.
+    """
+    z = [unit_rows(view) for view in z]
+    w = z if keys is None else [unit_rows(view) for view in keys]
+    views, n = len(z), len(z[0])
+    losses = []
+    for v in range(views):
+        for u in range(views):
+            if u == v:
+                continue
+            agreement = [z[v][i] @ w[u][i] for i in range(n)]
+            mean = sum(math.exp(s / 0.5) for s in agreement) / n
+            for i in range(n):
+                negatives = [
+                    math.exp(z[v][i] @ w[other][k] / temperature)
+                    for other in range(views)
+                    for k in range(n)
+                    if k != i
+                ]
+                positive = math.exp(agreement[i] / temperature)
+                if loss == "nt_xent":
+                    losses.append(-math.log(positive / (positive + sum(negatives))))
+                elif loss == "hcl":
+                    total = _hcl_negatives(positive, negatives, temperature, **options)
+                    losses.append(-math.log(positive / (positive + total)))
+                else:
+                    weight = 2 - math.exp(agreement[i] / 0.5) / mean
+                    weight = weight if loss == "dclw" else 1.0
+                    losses.append(math.log(sum(negatives)))
+                    losses[-1] -= weight * agreement[i] / temperature
+    return sum(losses) / len(losses)
+
+
+def _hcl_negatives(positive, negatives, temperature, beta, tau_plus) -> float:
+    """Returns Ng of HCL's algorithm 1."""
+    count = len(negatives)
+    weights = [value**beta for value in negatives]
+    mean_weight = sum(weights) / count
+    reweighted = sum(w * x for w, x in zip(weights, negatives, strict=True))
+    total = reweighted / mean_weight - tau_plus * count * positive
+    return max(total / (1 - tau_plus), count * math.exp(-1 / temperature))
+
+
+def multi_view_top1(z, keys=None) -> float:
+    """Returns the share of ordered pairs nearer than all views of other images."""
+    z = [unit_rows(view) for view in z]
+    w = z if keys is None else [unit_rows(view) for view in keys]
+    views, n = len(z), len(z[0])
+    hits = []
+    for v in range(views):
+        for i in range(n):
+            hardest = max(
+                z[v][i] @ w[u][k] for u in range(views) for k in range(n) if k != i
+            )
+            hits += [z[v][i] @ w[u][i] > hardest for u in range(views) if u != v]
+    return sum(hits) / len(hits)
+
+
+def sogclr(batches, temperature: float, gamma: float, num_images: int):
+    """Returns the gradients of SogCLR's loss at every step, and the last means.
+
+    Central differences of the batch means of every anchor, divided by the running mean,
+    in place of the automatic gradient.
+
+    Source: Yuan et al. 2022 (arXiv:2202.12387), algorithm 1, and the authors' code.
+
+    Args:
+        batches: Pairs (image indices `[n]`, projections of V views, `[n, d]` each).
+        temperature: Positive.
+        gamma: Weight of the newest batch.
+        num_images: Number of images.
+    """
+    means = [None] * num_images
+    gradients_of_steps = []
+    for index, z in batches:
+        running: dict = {}
+
+        def batch_mean(z, v, i):
+            z = [unit_rows(view) for view in z]
+            values = [
+                math.exp(z[v][i] @ other[k] / temperature)
+                for other in z
+                for k in range(len(other))
+                if k != i
+            ]
+            return sum(values) / len(values)
+
+        for v in range(len(z)):
+            for i, image in enumerate(index):
+                newest = batch_mean(z, v, i)
+                before = means[image]
+                running[v, i] = (
+                    newest if before is None else (1 - gamma) * before + gamma * newest
+                )
+
+        def surrogate(*z, running=running):
+            """A function with the gradient of the step."""
+            rows = [unit_rows(view) for view in z]
+            views, n = len(rows), len(rows[0])
+            total = 0.0
+            for v in range(views):
+                for i in range(n):
+                    others = [u for u in range(views) if u != v]
+                    pull = sum(rows[v][i] @ rows[u][i] for u in others) / len(others)
+                    total += batch_mean(z, v, i) / running[v, i] - pull / temperature
+            return total / (views * n)
+
+        gradients_of_steps.append(gradients(surrogate, *z))
+        for i, image in enumerate(index):
+            means[image] = sum(running[v, i] for v in range(len(z))) / len(z)
+    return gradients_of_steps, means

@@ -3,11 +3,11 @@
 import keras
 
 from tfsimclr.data import dataset as datasets
-from tfsimclr.methods import METHODS, PREDICTOR
+from tfsimclr.methods import LOCAL_VIEWS, METHODS, PREDICTOR
 from tfsimclr.networks import heads
 from tfsimclr.networks.encoders import ENCODERS
 from tfsimclr.optimizers import lars, schedules
-from tfsimclr.settings.config import Config
+from tfsimclr.settings.config import Config, parse_areas
 from tfsimclr.views.random_view import Views
 
 _BATCH_NORM: dict[str, bool | str] = {"true": True, "false": False, "hidden": "hidden"}
@@ -62,7 +62,11 @@ def method(config: Config, total_steps: int | None = None):
         grayscale=config.grayscale,
     )
     entry = METHODS[config.method]
-    arguments = {n: getattr(config, n) for n in entry.uses if n not in PREDICTOR}
+    described = (*PREDICTOR, *LOCAL_VIEWS)  # settings of parts, which are made here
+    arguments = {n: getattr(config, n) for n in entry.uses if n not in described}
+    if config.num_local_views:
+        areas = parse_areas(config.local_crop_areas)
+        arguments["local_views"] = views.local_views(config.local_image_size, *areas)
     if "ema_schedule" in entry.uses:
         arguments["total_steps"] = total_steps
     if config.pred_layers:

@@ -11,11 +11,12 @@ import tensorflow as tf
 from tfsimclr.data import batches
 from tfsimclr.data import dataset as datasets
 from tfsimclr.errors import UserError
-from tfsimclr.methods import METHODS
+from tfsimclr.methods import LOCAL_VIEWS, METHODS
 from tfsimclr.networks import heads, norms
 from tfsimclr.networks.encoders import ENCODERS
 from tfsimclr.networks.names import feature_names
 from tfsimclr.settings.config import Config
+from tfsimclr.views.random_view import LOCAL_CROP_AREAS
 
 # Setting -> the modes that use it; all modes use the others.
 _TRAINING = ("all", "pretrain", "finetune", "distill")
@@ -72,6 +73,12 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
                 f"--{setting}={users[0]}"
                 + (f" (or {', '.join(users[1:])})" if users[1:] else "")
                 + "."
+            )
+    for name in LOCAL_VIEWS:
+        if name in user_set and not config.num_local_views:
+            raise UserError(
+                f"--{name} means nothing without local views. Leave it out, or add "
+                "--num_local_views=4."
             )
     if config.dataset == "textures" and "data_dir" in user_set and config.data_dir:
         raise UserError(
@@ -153,6 +160,17 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
             f"--image_size={size} is too small for --stem={config.stem}, which needs "
             f"at least {smallest}. Use --stem=small or larger views."
         )
+    if config.num_local_views:
+        low, high = LOCAL_CROP_AREAS
+        config = config.replace_none(
+            local_image_size=max(-(-size // 2), smallest),
+            local_crop_areas=f"{low},{high}",
+        )
+        if config.local_image_size < smallest:
+            raise UserError(
+                f"--local_image_size={config.local_image_size} is too small for --stem="
+                f"{config.stem}, which needs at least {smallest}."
+            )
     available = len(images.pretrain.images)
     count = config.num_pretrain_images or available
     if count > available:
@@ -218,9 +236,10 @@ def resolve_method(config: Config, num_images: int) -> Config:
         raise UserError(
             f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
         )
-    if config.loss_block_rows and 2 * batch % config.loss_block_rows:
+    rows = batch * config.total_views
+    if config.loss_block_rows and rows % config.loss_block_rows:
         raise UserError(
-            f"--loss_block_rows must divide {2 * batch}, the rows of both views, got "
+            f"--loss_block_rows must divide {rows}, the rows of all views, got "
             f"{config.loss_block_rows}."
         )
     return config

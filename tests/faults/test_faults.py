@@ -31,7 +31,7 @@ from tfsimclr.training import checkpoints, recorder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 10  # two epochs of 80 images in batches of 16
-MEASURED = {"images_per_second", "seconds", "peak_memory_bytes"}
+MEASURED = {"images_per_second", "views_per_second", "seconds", "peak_memory_bytes"}
 
 
 class Killed(BaseException):

@@ -10,8 +10,8 @@ import tensorflow as tf
 from method_rows import ROWS
 
 from tfsimclr import build, resolve
-from tfsimclr.methods import METHODS, PREDICTOR
-from tfsimclr.methods.base import PARTS, MomentumMethod
+from tfsimclr.methods import LOCAL_VIEWS, METHODS, PREDICTOR
+from tfsimclr.methods.base import PARTS, Method, MomentumMethod
 from tfsimclr.modes import evaluate, export, pretrain
 from tfsimclr.networks.names import feature_names
 from tfsimclr.runs import folder as run_folder
@@ -36,8 +36,10 @@ def test_what_an_entry_uses_are_settings_and_arguments(method):
     assert set(entry.uses) <= settings and set(entry.defaults) <= settings
     arguments = inspect.signature(entry.method).parameters
     own = set(entry.uses) - set(PREDICTOR)
-    inherited = set(inspect.signature(MomentumMethod).parameters)
-    assert own <= set(arguments) | inherited
+    own -= set(LOCAL_VIEWS)
+    for base in (Method, MomentumMethod):
+        own -= set(inspect.signature(base).parameters)
+    assert own <= set(arguments)
 
 
 def small_model(tiny, name):
@@ -79,6 +81,7 @@ def test_a_keras_file_brings_everything_back(tiny, name, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
     own = inspect.signature(type(model)).parameters.keys() - {*PARTS, "kwargs"}
+    own |= {"num_views", "num_local_views"}
     for argument in own - {"loss"}:
         assert getattr(loaded, argument) == getattr(model, argument), argument
     for each in (model, loaded):
@@ -109,7 +112,7 @@ def test_float16_trains(tiny, name):
 # The others have no more state than SimCLR (test_pretrain).
 @pytest.mark.promise("methods")
 @pytest.mark.parametrize(
-    "name", ["momentum_simclr", "moco", "moco_v3", "byol", "simsiam"]
+    "name", ["momentum_simclr", "many_views", "moco", "moco_v3", "byol", "simsiam"]
 )
 def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     tf.config.experimental.enable_op_determinism()
@@ -157,6 +160,17 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
         ({"method": "moco", "queue_size": 80}, "would hold every one of the 80"),
         ({"method": "moco", "bn_groups": 3}, "--bn_groups must divide .*=16, got 3"),
         ({"loss_block_rows": 5}, "--loss_block_rows must divide 32"),
+        (
+            {"loss_block_rows": 32, "num_views": 3},
+            "--loss_block_rows must divide 48, the rows of all views, got 32",
+        ),
+        ({"method": "moco", "num_views": 3}, "--num_views means nothing to --method"),
+        ({"local_image_size": 12}, "--local_image_size means nothing without local"),
+        (
+            {"num_local_views": 2, "local_image_size": 8},
+            "--local_image_size=8 is too small for --stem=medium.*at least 9",
+        ),
+        ({"local_crop_areas": "0.5,0.1"}, "--local_crop_areas must be two numbers"),
     ],
 )
 def test_settings_of_another_method_or_batch_are_refused(tiny, settings, message):

@@ -23,7 +23,8 @@ def test_result_is_as_documented(finished):
     result = json.loads((folder / "result.json").read_text())
     assert result["config"] == dataclasses.asdict(config)
     assert set(result["pretrain"]) == {
-        *("epochs", "steps", "seconds", "images_per_second", "peak_memory_bytes")
+        *("epochs", "steps", "seconds", "images_per_second", "views_per_second"),
+        "peak_memory_bytes",
     }
     assert result["pretrain"]["epochs"] == 1
     assert result["pretrain"]["steps"] == 5

@@ -49,6 +49,7 @@ OTHER = {
     },
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
     **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1"},
+    "local_crop_areas": "0.1,0.3",
 }
 
 

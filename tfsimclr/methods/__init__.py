@@ -9,6 +9,8 @@ from tfsimclr.methods.simclr import SimCLR
 from tfsimclr.methods.simsiam import SimSiam
 
 _EMA = ("ema_decay", "ema_schedule")
+LOCAL_VIEWS = ("local_image_size", "local_crop_areas")
+VIEWS = ("num_views", "num_local_views", *LOCAL_VIEWS)
 PREDICTOR = ("pred_layers", "pred_hidden", "pred_activation", "pred_batch_norm")
 
 
@@ -19,8 +21,9 @@ class Entry:
     Attributes:
         method: Its class.
         uses: The settings that the method uses and not every method does. Those of
-            `PREDICTOR` describe its `predictor`; each other one has the name of the
-            constructor's argument to which it is passed.
+            `PREDICTOR` describe its `predictor`, those of `LOCAL_VIEWS` its
+            `local_views`; each other one has the name of the constructor's argument to
+            which it is passed.
         defaults: Defaults of settings that are left open (None or "auto").
     """
 
@@ -32,7 +35,7 @@ class Entry:
 METHODS = {
     "simclr": Entry(
         SimCLR,
-        uses=("temperature", "loss", "loss_block_rows", *_EMA),
+        uses=("temperature", "loss", "loss_block_rows", *_EMA, *VIEWS),
         defaults={"ema_decay": 0.0, "ema_schedule": "constant"},
     ),
     "moco": Entry(
@@ -42,7 +45,7 @@ METHODS = {
     ),
     "byol": Entry(
         BYOL,
-        uses=(*_EMA, *PREDICTOR),
+        uses=(*_EMA, *PREDICTOR, *VIEWS),
         defaults={
             "ema_decay": 0.996,
             "ema_schedule": "cosine",
@@ -52,7 +55,7 @@ METHODS = {
     ),
     "simsiam": Entry(
         SimSiam,
-        uses=PREDICTOR,
+        uses=(*PREDICTOR, *VIEWS),
         defaults={
             "pred_layers": 2,
             "pred_batch_norm": "hidden",

@@ -106,11 +106,6 @@ class Method(keras.Model):
         if local_views is not None and not num_local_views:
             raise UserError("local_views needs num_local_views of at least 1, got 0.")
 
-    @property
-    def total_views(self) -> int:
-        """The number of views of each image in a step, local ones included."""
-        return self.num_views + self.num_local_views
-
     def prepare_batch(self, images, labels):
         """Returns the arguments of `objective`; by default the views of the images."""
         return self.step_views(images, self.step)

@@ -16,7 +16,7 @@ from tfsimclr.settings.config import Config
 
 # The first dry runs use the batch size divided by these.
 BATCH_DIVISORS = (8, 4)
-# Similarity matrices [2n, 2n] in float32 that exist at once during a loss.
+# Similarity matrices [V n, V n] in float32 that exist at once during a loss.
 SIMILARITY_MATRICES = 3
 
 
@@ -87,18 +87,20 @@ def counts(config: Config) -> dict:
     Returns:
         `learned` (trained parameters), `parameters` (all of the model), `encoder` (all
         of the encoder), `forward_macs` (one image through the encoder) and `step_macs`
-        (a training step per image: two views, forward and backward).
+        (a training step per image: all its views, forward and backward).
     """
     model = build.method(config, total_steps=1)
     learned = model.learned_variables
     size, batch = config.image_size, config.batch_size
 
-    def gradients(view_a, view_b):
+    def gradients(*batch):
         with tf.GradientTape() as tape:
-            loss, _ = model.objective(view_a, view_b)
+            loss, _ = model.objective(*batch)
         return tape.gradient(loss, learned)
 
-    view = tf.TensorSpec([batch, size, size, 3])
+    sizes = [size] * config.num_views
+    sizes += [config.local_image_size or 0] * config.num_local_views
+    views = [tf.TensorSpec([batch, side, side, 3]) for side in sizes]
     image = tf.TensorSpec([1, size, size, 3])
     return {
         "learned": sum(math.prod(v.shape) for v in learned),
@@ -107,7 +109,7 @@ def counts(config: Config) -> dict:
         "forward_macs": flops.multiply_adds(
             lambda x: model.encoder(x, training=False), image
         ),
-        "step_macs": flops.multiply_adds(gradients, view, view) / batch,
+        "step_macs": flops.multiply_adds(gradients, *views) / batch,
     }
 
 
@@ -123,7 +125,8 @@ def with_batch(config: Config, batch_size: int) -> Config:
     if config.bn_groups and batch_size % config.bn_groups:
         changes["bn_groups"] = norms.default_bn_groups(batch_size)
     if config.loss_block_rows:
-        changes["loss_block_rows"] = math.gcd(config.loss_block_rows, 2 * batch_size)
+        rows = config.total_views * batch_size
+        changes["loss_block_rows"] = math.gcd(config.loss_block_rows, rows)
     return dataclasses.replace(config, **changes)
 
 
@@ -219,8 +222,9 @@ def learning_rates(config: Config) -> dict[str, tuple[float, float]]:
 
 def _loss_bytes(config: Config, batch_size: int) -> float:
     """Returns the bytes of the similarity matrices, quadratic in the batch size."""
-    rows = config.loss_block_rows or 2 * batch_size
-    return 4 * SIMILARITY_MATRICES * rows * 2 * batch_size
+    candidates = config.total_views * batch_size
+    rows = config.loss_block_rows or candidates
+    return 4 * SIMILARITY_MATRICES * rows * candidates
 
 
 def describe(estimate: dict, config: Config) -> str:
@@ -241,7 +245,8 @@ def describe(estimate: dict, config: Config) -> str:
         peak += f" ({mapped:.2f} GB are images in files, which the system can drop)"
     if not estimate["fits"]:
         peak += ": too much"
-    speed = f"{estimate['images_per_second']:.4g} images/s in {dry_run.STEPS} steps"
+    rate, views = estimate["images_per_second"], config.total_views
+    speed = f"{rate:.4g} images/s ({rate * views:.4g} views/s) in {dry_run.STEPS} steps"
     if estimate["tried_batch_size"] != config.batch_size:
         speed += f" of {estimate['tried_batch_size']}"
     seconds, steps = estimate["seconds"], estimate["steps_per_epoch"]
@@ -256,8 +261,8 @@ def describe(estimate: dict, config: Config) -> str:
         f"{_large(counts['parameters'])} in all; {_large(counts['encoder'])} of the "
         "encoder",
         "FLOPs per image": f"{_large(2 * forward)} through the encoder "
-        f"({_large(forward)} multiply-adds), {_large(2 * step)} in a step (two views, "
-        "forward and backward)",
+        f"({_large(forward)} multiply-adds), {_large(2 * step)} in a step ({views} "
+        "views, forward and backward)",
         "peak memory": peak,
         "speed": speed,
         "pretraining": f"{seconds / 3600:.3g} hours: {config.epochs} epochs of "

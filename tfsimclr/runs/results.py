@@ -25,6 +25,7 @@ def content(config: Config, meta: dict, scores: dict) -> dict:
         scores: Scores of every feature, or empty without labels.
     """
     rates = [row["images_per_second"] for row in meta["rows"]]
+    rate = float(np.median(rates)) if rates else None
     reported = scores.get(config.feature)
     return {
         "config": dataclasses.asdict(config),
@@ -43,7 +44,8 @@ def content(config: Config, meta: dict, scores: dict) -> dict:
             "epochs": len(meta["rows"]),
             "steps": meta["step"],
             "seconds": meta["seconds"],
-            "images_per_second": float(np.median(rates)) if rates else None,
+            "images_per_second": rate,
+            "views_per_second": rate and rate * config.total_views,
             "peak_memory_bytes": meta["peak_memory_bytes"],
         },
         "features": scores,

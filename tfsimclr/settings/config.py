@@ -119,7 +119,8 @@ class Config:
 
     batch_size: int = option(
         128,
-        "Images per step. Each gives two views and, in SimCLR, 2B - 2 negatives.",
+        "Images per step. Each gives --num_views views, two by default, and so 2B - 2 "
+        "negatives in SimCLR.",
         greater_than=1,
     )
     epochs: int = option(40, "Passes over the pretraining images.", greater_than=0)
@@ -152,9 +153,9 @@ class Config:
     )
     loss_block_rows: int = option(
         0,
-        "Rows of simclr's similarity matrix that are computed at a time; a "
-        "divisor of twice the batch size. 0 computes all at once. Saves memory at "
-        "batches in the thousands.",
+        "Rows of simclr's similarity matrix that are computed at a time; a divisor of "
+        "the batch size times the views of an image. 0 computes all at once. Saves "
+        "memory at batches in the thousands.",
         minimum=0,
     )
     ema_decay: float | None = option(
@@ -331,6 +332,38 @@ class Config:
         0.2, "Probability of a grayscale view.", minimum=0, maximum=1
     )
 
+    num_views: int = option(
+        2,
+        "Views of each image in a step (simclr, byol and simsiam). A step takes about "
+        "num_views / 2 times as long as with two. More views suit small batches: each "
+        "is compared with all other views of its image.",
+        minimum=2,
+        maximum=64,
+        since="0.3",
+    )
+    num_local_views: int = option(
+        0,
+        "Further views of each image that are small crops of fewer pixels "
+        "(multi-crop). They cost less than whole views.",
+        minimum=0,
+        maximum=64,
+        since="0.3",
+    )
+    local_image_size: int | None = option(
+        None,
+        "Side of a local view in pixels. Default: half of --image_size, but no less "
+        "than the encoder needs.",
+        minimum=8,
+        maximum=1024,
+        since="0.3",
+    )
+    local_crop_areas: str | None = option(
+        None,
+        "Smallest and largest crop of a local view, low,high, as fractions of the "
+        "image's area. Default, as in SwAV: 0.05,0.14.",
+        since="0.3",
+    )
+
     # Evaluation
 
     feature: str = option(
@@ -451,10 +484,17 @@ class Config:
                 f"--warmup_epochs must be below --epochs={self.epochs}, got "
                 f"{self.warmup_epochs}."
             )
+        if self.local_crop_areas is not None:
+            parse_areas(self.local_crop_areas)
         if self.dataset == "folder" and not self.data_dir:
             raise UserError(
                 "--dataset=folder needs --data_dir, the folder with your images."
             )
+
+    @property
+    def total_views(self) -> int:
+        """The number of views of each image in a step, local ones included."""
+        return self.num_views + self.num_local_views
 
     def replace_none(self, **values) -> "Config":
         """Returns the config with `values` for those of the settings that are None."""
@@ -511,6 +551,24 @@ class Config:
         )
         digest = hashlib.sha256(repr(named).encode()).hexdigest()[:8]
         return os.path.join("runs", f"{self.method}-{self.dataset}-{digest}")
+
+
+def parse_areas(text: str) -> tuple[float, float]:
+    """Returns the two numbers of --local_crop_areas.
+
+    Raises:
+        UserError: If they are not two numbers with 0 < low <= high <= 1.
+    """
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not 0 < low <= high <= 1:
+        raise UserError(
+            "--local_crop_areas must be two numbers low,high with 0 < low <= high <= "
+            f"1, such as 0.05,0.14, got {text!r}."
+        )
+    return low, high
 
 
 def rename_old(settings: dict) -> dict:
