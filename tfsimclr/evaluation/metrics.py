@@ -64,7 +64,7 @@ def multi_view_top1(z, keys=None, block_rows: int = 0) -> tf.Tensor:
         Scalar float32 in 0-1; 1 / (1 + V (n - 1)) at chance.
     """
     if len(z) == 2:
-        return contrastive_top1(*z, keys=keys, block_rows=block_rows)
+        return contrastive_top1(z[0], z[1], keys, block_rows)
     views = len(z)
     z = _unit_rows(tf.concat(z, axis=0))  # [V n, d]
     candidates = z if keys is None else _unit_rows(tf.concat(keys, axis=0))
