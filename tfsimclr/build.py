@@ -2,6 +2,7 @@
 
 import keras
 
+from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
 from tfsimclr.methods import LOCAL_VIEWS, METHODS, PREDICTOR
 from tfsimclr.networks import heads
@@ -21,6 +22,26 @@ def dataset(config: Config) -> datasets.DataSet:
         image_size=config.image_size,
         cache_dir=config.cache_dir,
     )
+
+
+def pretraining_images(config: Config, dataset: datasets.DataSet):
+    """Returns the images to pretrain on, and those held out by `--val_share`.
+
+    Args:
+        config: Resolved.
+        dataset: The data.
+
+    Returns:
+        Two arrays `[n, s, s, 3]`, uint8, the second one perhaps of no image. They are
+        `batches.Rows` where a copy of the store would be needed.
+    """
+    images = dataset.pretrain.images
+    rows, held_out = sampling.pretraining_rows(
+        len(images), config.num_pretrain_images, config.val_share or 0.0
+    )
+    if len(rows) == len(images):
+        return images, images[:0]
+    return batches.Rows(images, rows), batches.Rows(images, held_out)
 
 
 def start(config: Config) -> None:

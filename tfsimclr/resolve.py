@@ -8,7 +8,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfsimclr.data import batches
+from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
 from tfsimclr.errors import UserError
 from tfsimclr.methods import LOCAL_VIEWS, METHODS
@@ -42,6 +42,10 @@ GPU_STEPS_PER_CHECK = 16
 # A fine-tuning with SimCLRv2's epochs is thousands of steps on ImageNet. On a hundred
 # images thirty epochs are thirty steps, after which the weights have hardly moved.
 MIN_FINETUNE_STEPS = 500
+# Defaults of --val_share where there is no test split.
+VAL_SHARE = 0.1
+MAX_VAL_IMAGES = 2000
+MIN_IMAGES_TO_HOLD_OUT = 20
 
 
 def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
@@ -183,7 +187,9 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
             f"--batch_size={config.batch_size} is more than the {count} images to "
             f"pretrain on. Use --batch_size={count} or less."
         )
-    config = resolve_method(config, count)
+    share = resolve_val_share(config, count, images.test is not None)
+    config = dataclasses.replace(config, val_share=share)
+    config = resolve_method(config, count - sampling.num_validation(count, share))
     # The head checks it too, but only after the run folder is made.
     for name in ("proj_activation", "pred_activation"):
         value = getattr(config, name)
@@ -193,6 +199,38 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
                 f"got {value!r}."
             )
     return config
+
+
+def resolve_val_share(config: Config, num_images: int, has_test: bool) -> float:
+    """Returns the share of the pretraining images that is held out.
+
+    Args:
+        config: Its batch size and `val_share` are used.
+        num_images: Images to pretrain on, with those held out.
+        has_test: Whether the data set has a test split, with or without labels.
+
+    Raises:
+        UserError: If the share holds out a single image, or leaves less than a batch.
+    """
+    given = config.val_share
+    default = 0.0 if has_test else min(VAL_SHARE, MAX_VAL_IMAGES / num_images)
+    share = default if given is None else given
+    held_out = sampling.num_validation(num_images, share)
+    left = num_images - held_out
+    if given is None and share:
+        if num_images < MIN_IMAGES_TO_HOLD_OUT or left < config.batch_size:
+            print(
+                f"Note: {num_images} images are too few to hold some out for "
+                f"validation at --batch_size={config.batch_size}: --val_share=0."
+            )
+            return 0.0
+    elif share and (held_out < 2 or left < config.batch_size):
+        raise UserError(
+            f"--val_share={share:g} of {num_images} images holds out {held_out} and "
+            f"leaves {left} to pretrain on; expected at least 2 and --batch_size="
+            f"{config.batch_size}. Change --val_share or lower --batch_size."
+        )
+    return share
 
 
 def resolve_method(config: Config, num_images: int) -> Config:

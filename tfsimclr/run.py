@@ -101,7 +101,9 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
         dataset, config = None, dataclasses.replace(saved, **settings)
     else:
         dataset = build.dataset(config)
-        config = resolve.resolve(config, dataset)
+        config = folder.keep_older_run(
+            config, resolve.resolve(config, dataset), dataset
+        )
     if config.mode == "plan":  # makes no run folder
         return plan.plan(config, dataset)
     if not config.workdir:

@@ -79,6 +79,58 @@ def training_batches(
     return loaded.prefetch(2).with_options(options)
 
 
+def validation_batches(images, batch_size: int) -> tf.data.Dataset:
+    """Returns batches of held-out images, the same in every epoch.
+
+    All batches have one size, because a loss depends on the number of negatives: the
+    last one is filled up with images of the batch before it. Fewer images than a batch
+    are one smaller batch.
+
+    Args:
+        images: Uint8 `[n, s, s, 3]`.
+        batch_size: Images per batch.
+
+    Returns:
+        Data set of uint8 `[min(batch_size, n), s, s, 3]`.
+    """
+    size = min(batch_size, len(images))
+    shape = (size, *images.shape[1:])
+    starts = sorted({*range(0, len(images) - size, size), len(images) - size})
+
+    def gather(start: np.ndarray) -> np.ndarray:
+        return images[int(start) : int(start) + size]
+
+    def load(start: tf.Tensor):
+        batch = tf.numpy_function(gather, [start], tf.uint8, stateful=False)
+        return tf.ensure_shape(batch, shape)
+
+    return tf.data.Dataset.from_tensor_slices(starts).map(load).prefetch(1)
+
+
+class Rows:
+    """Some rows of an array, read when they are indexed: no copy of the whole.
+
+    Args:
+        array: `[n, ...]`, such as the memory-mapped images of a store.
+        rows: Int64 `[m]`.
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray):
+        self.array = array
+        self.rows = rows
+        self.shape = (len(rows), *array.shape[1:])
+        self.dtype = array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 @functools.lru_cache(maxsize=2)  # batches made in parallel straddle two epochs
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of one epoch: all of 0..n-1, a pure function of its arguments.

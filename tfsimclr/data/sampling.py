@@ -39,6 +39,34 @@ def random_subset(images: np.ndarray, count: int) -> np.ndarray:
     return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])]
 
 
+def pretraining_rows(
+    count: int, limit: int = 0, val_share: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows to pretrain on and the rows held out, always the same ones.
+
+    A larger share holds out the images of a smaller one and more.
+
+    Args:
+        count: Number of images.
+        limit: How many of them to use, the images of `random_subset`; 0 is all.
+        val_share: Share of those that is held out.
+
+    Returns:
+        Two sorted int64 arrays without a row in common.
+    """
+    rows = np.arange(count)
+    if limit:
+        rows = np.sort(np.random.default_rng(0).permutation(count)[:limit])
+    order = np.random.default_rng((0, 0x7A1)).permutation(len(rows))
+    held_out = order[: num_validation(len(rows), val_share)]
+    return np.delete(rows, held_out), np.sort(rows[held_out])
+
+
+def num_validation(count: int, val_share: float) -> int:
+    """Returns how many of the pretraining images are held out."""
+    return round(val_share * count)
+
+
 def stratified_mask(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Returns a mask `[n]` that is true for about `share` of every class."""
     mask = np.zeros(len(labels), bool)

@@ -27,6 +27,9 @@ class Method(keras.Model):
     gradient moves) and `after_update` (what follows an update). `metric_names` names
     the scalars that `objective` returns beside the loss.
 
+    `evaluate` and the validation of `fit` compute the same loss on fixed views, with
+    batch norm in inference mode, and change nothing.
+
     Every random draw is a function of `seed` and `step`. The step counts batches, not
     updates (float16 skips some updates), so a restored model resumes exactly.
 
@@ -106,16 +109,33 @@ class Method(keras.Model):
         if local_views is not None and not num_local_views:
             raise UserError("local_views needs num_local_views of at least 1, got 0.")
 
-    def prepare_batch(self, images, labels):
-        """Returns the arguments of `objective`; by default the views of the images."""
-        return self.step_views(images, self.step)
+    def prepare_batch(self, images, labels, step=None):
+        """Returns the arguments of `objective`; by default the views of the images.
 
-    def objective(self, *views):
+        Args:
+            images: `[n, H, W, 3]` in 0-255.
+            labels: `[n]`, or None.
+            step: Step of the views; None is the step of the training.
+        """
+        return self.step_views(images, self.step if step is None else step)
+
+    def prepare_test_batch(self, images, labels):
+        """Returns the arguments of `objective` in evaluation: fixed views.
+
+        The views are a function of the seed and the images, so they are the same in
+        every epoch. No step of the training has them.
+        """
+        # int64 because TensorFlow sums int32 on the CPU.
+        total = tf.reduce_sum(tf.cast(images, tf.int64)) % 2**31
+        return self.prepare_batch(images, labels, -1 - total)
+
+    def objective(self, *views, training=True):
         """Returns the scalar loss and a dict of the scalars of `metric_names`.
 
         Args:
             *views: `num_views` views `[n, s, s, 3]` in 0-1, then `num_local_views`
                 smaller ones.
+            training: Whether it is a training step, or evaluation without any update.
         """
         raise TypeError(f"{type(self).__name__} must define objective(*views).")
 
@@ -133,10 +153,10 @@ class Method(keras.Model):
         """Returns `[h, head_1, ..., z]` of images `[n, H, W, 3]` in 0-1."""
         return self.head(self.encoder(images, training=training), training=training)
 
-    def project(self, view) -> Outputs:
-        """Returns h, z and p of a view, each `[n, d]`, in training mode."""
-        h, *_, z = self(view, training=True)
-        p = self.predictor(z, training=True)[-1] if self.predictor else z
+    def project(self, view, training=True) -> Outputs:
+        """Returns h, z and p of a view, each `[n, d]`."""
+        h, *_, z = self(view, training=training)
+        p = self.predictor(z, training=training)[-1] if self.predictor else z
         return Outputs(h, z, tf.cast(p, tf.float32))
 
     def by_size(self, views) -> list[tuple]:
@@ -158,6 +178,27 @@ class Method(keras.Model):
         self.step.assign_add(1)
         self.after_update(self.step - 1)
         return self.update_metrics(norm, loss=loss, **logs)
+
+    def test_step(self, data):
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batch = self.prepare_test_batch(images, labels)
+        loss, logs = self.objective(*batch, training=False)
+        values = {"loss": loss, **logs}
+        # The last batch may be smaller and then counts less.
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        for name, value in values.items():
+            self.metric_trackers[name].update_state(value, sample_weight=count)
+        return {name: self.metric_trackers[name].result() for name in values}
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
+        """Exports `call`: images `[n, s, s, 3]` in 0-1 -> `[h, head_1, ..., z]`.
+
+        As `keras.Model.export`, with an input of the size of a view by default.
+        """
+        size = self.views.image_size
+        spec = keras.InputSpec(shape=(None, size, size, 3), dtype="float32")
+        kwargs.setdefault("input_signature", [spec])
+        return super().export(filepath, format, verbose, **kwargs)
 
     def random_views(self, images, step, count: int = 2, local: int = 0) -> tuple:
         """Returns `count` views of a batch at a step, then `local` local views.
@@ -247,8 +288,8 @@ class Method(keras.Model):
 class MomentumMethod(Method):
     """A method with an exponential moving average (EMA) of its encoder and head.
 
-    The average is MoCo's momentum encoder and BYOL's target network. Called on a view
-    in training mode, `self.average` returns its z without a gradient.
+    The average is MoCo's momentum encoder and BYOL's target network. Called on a view,
+    `self.average` returns its z without a gradient.
 
     Args:
         encoder: As `Method`.

@@ -52,11 +52,11 @@ class BYOL(MomentumMethod):
             encoder, head, views, ema_decay=ema_decay, predictor=predictor, **kwargs
         )
 
-    def objective(self, *views):
+    def objective(self, *views, training=True):
         # Each view in a pass of its own, as in the paper: batch norm sees one view.
-        p = [self.project(view).p for view in views]
+        p = [self.project(view, training).p for view in views]
         targets = [
-            self.average(view, training=True) for view in views[: self.num_views]
+            self.average(view, training=training) for view in views[: self.num_views]
         ]
         loss = losses.regression_of_views(p, targets)
         return loss, {"contrastive_top1": metrics.contrastive_top1(p[0], p[1])}

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfsimclr import losses
 from tfsimclr.errors import UserError
 from tfsimclr.methods.base import Method
+from tfsimclr.views import random_view
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -13,7 +14,8 @@ class Classifier(Method):
     """An encoder and a head that ends in logits, trained on labelled images.
 
     Encoder and head are both trained, on one view of each image, with batch statistics.
-    Called on images in 0-1 it returns `[h, head_1, ..., logits]`.
+    Called on images in 0-1 it returns `[h, head_1, ..., logits]`. It is evaluated on
+    the un-augmented images.
 
         model = Classifier(encoder, heads.ProjectionHead(1, dim=10, bias=True), views)
         model.compile(optimizer=lars.LARS(0.06))
@@ -26,24 +28,34 @@ class Classifier(Method):
 
     metric_names = ("top1",)
 
-    def prepare_batch(self, images, labels):
+    def prepare_batch(self, images, labels, step=None):
         """Returns one view of each image, `[n, s, s, 3]`, and the labels."""
-        if labels is None:
-            raise UserError("A Classifier needs labels beside the images, got None.")
-        return self.two_views(images, self.step)[0], labels
+        return super().prepare_batch(images, labels, step)[0], _required(labels)
 
-    def objective(self, view, labels):
-        logits = self(view, training=True)[-1]
+    def prepare_test_batch(self, images, labels):
+        """Returns the un-augmented images, `[n, s, s, 3]` in 0-1, and the labels."""
+        view = random_view.plain_view(images, self.views.image_size)
+        return view, _required(labels)
+
+    def objective(self, view, labels, training=True):
+        logits = self(view, training=training)[-1]
         right = tf.equal(tf.argmax(logits, axis=1), tf.cast(labels, tf.int64))
         top1 = tf.reduce_mean(tf.cast(right, tf.float32))
         return losses.cross_entropy(logits, labels), {"top1": top1}
+
+
+def _required(labels):
+    if labels is None:
+        raise UserError("A Classifier needs labels beside the images, got None.")
+    return labels
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class Student(Method):
     """An encoder and a head that ends in logits, trained by distillation.
 
-    It sees no labels: the targets are the teacher's logits on the same view.
+    It sees no labels: the targets are the teacher's logits on the same view. It is
+    evaluated on the un-augmented images.
 
     Args:
         encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
@@ -81,18 +93,24 @@ class Student(Method):
         self.teacher = teacher
         self.temperature = temperature
 
-    def prepare_batch(self, images, labels):
+    def prepare_batch(self, images, labels, step=None):
         """Returns one view of each image, and the teacher's logits of that view."""
+        return self._with_answer(super().prepare_batch(images, labels, step)[0])
+
+    def prepare_test_batch(self, images, labels):
+        """Returns the un-augmented images, and the teacher's logits of them."""
+        return self._with_answer(random_view.plain_view(images, self.views.image_size))
+
+    def _with_answer(self, view):
         if self.teacher is None:
             raise UserError(
-                "A Student needs a teacher to be trained, got None. Set its `teacher` "
-                "to a function from views to logits."
+                "A Student needs a teacher to be trained or evaluated, got None. Set "
+                "its `teacher` to a function from views to logits."
             )
-        view = self.two_views(images, self.step)[0]
         return view, tf.stop_gradient(self.teacher(view))
 
-    def objective(self, view, teacher_logits):
-        logits = self(view, training=True)[-1]
+    def objective(self, view, teacher_logits, training=True):
+        logits = self(view, training=training)[-1]
         same = tf.equal(tf.argmax(logits, axis=1), tf.argmax(teacher_logits, axis=1))
         agreement = tf.reduce_mean(tf.cast(same, tf.float32))
         loss = losses.distillation(logits, teacher_logits, self.temperature)

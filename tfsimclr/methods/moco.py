@@ -85,20 +85,23 @@ class MoCo(MomentumMethod):
             rows = tf.random.stateless_normal((queue_size, head.dim), (seed, 0))
             self.queue.assign(losses.normalize(rows))
 
-    def objective(self, view_a, view_b):
+    def objective(self, view_a, view_b, training=True):
         if self.queue is None:
-            return self._symmetric(view_a, view_b)
-        query, key = self.project(view_a).p, self.key(view_b)
+            return self._symmetric(view_a, view_b, training)
+        query, key = self.project(view_a, training).p, self.key(view_b, training)
         queue = tf.identity(self.queue)
         loss = losses.info_nce(query, key, self.temperature, queue)
         query = losses.normalize(query)
         positive = tf.reduce_sum(query * key, axis=1)
         hardest = tf.reduce_max(tf.matmul(query, queue, transpose_b=True), axis=1)
-        self._new_keys = key  # enqueued after the update of this step
+        if training:
+            self._new_keys = key  # enqueued after the update of this step
         return loss, self._logs(loss, positive > hardest, self.queue_size + 1)
 
-    def key(self, view):
+    def key(self, view, training=True):
         """Returns the keys of a view, `[n, d]` float32, rows of length one."""
+        if not training:  # no batch statistics, so nothing to shuffle
+            return losses.normalize(self.average(view, training=False))
         n = view.shape[0]
         if n is None or n % self.bn_groups:
             raise UserError(
@@ -111,9 +114,9 @@ class MoCo(MomentumMethod):
         z = self.average(tf.gather(view, order), training=True)
         return losses.normalize(tf.gather(z, back))
 
-    def _symmetric(self, view_a, view_b):
+    def _symmetric(self, view_a, view_b, training):
         pairs = [
-            (self.project(one).p, self.key(other))
+            (self.project(one, training).p, self.key(other, training))
             for one, other in ((view_a, view_b), (view_b, view_a))
         ]
         loss = sum(losses.info_nce(*pair, self.temperature) for pair in pairs) / 2

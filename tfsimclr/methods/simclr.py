@@ -85,8 +85,8 @@ class SimCLR(MomentumMethod):
         self.loss_name = loss
         self.loss_block_rows = loss_block_rows
 
-    def objective(self, *views):
-        z, keys = self._projections(views)
+    def objective(self, *views, training=True):
+        z, keys = self._projections(views, training)
         options = {"keys": keys, "block_rows": self.loss_block_rows}
         loss = getattr(multi_view, self.loss_name)(z, self.temperature, **options)
         # Without the positive in the denominator there is one candidate less.
@@ -98,17 +98,17 @@ class SimCLR(MomentumMethod):
             "contrastive_top1": metrics.multi_view_top1(z, **options),
         }
 
-    def _projections(self, views):
+    def _projections(self, views, training):
         """Returns z of every view, `[n, d]` float32 each, and the keys or None."""
         z: list = []
         keys: list = []
         for group in self.by_size(views):
             # One pass, so that batch norm sees all views of one size together.
             stacked = tf.concat(group, axis=0)
-            z += tf.split(self.project(stacked).p, len(group))
+            z += tf.split(self.project(stacked, training).p, len(group))
             if self.average:
-                key = tf.cast(self.average(stacked, training=True), tf.float32)
-                keys += tf.split(key, len(group))
+                key = self.average(stacked, training=training)
+                keys += tf.split(tf.cast(key, tf.float32), len(group))
         return z, keys or None
 
     def get_config(self):

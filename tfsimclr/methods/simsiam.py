@@ -44,8 +44,8 @@ class SimSiam(Method):
         super().__init__(encoder, head, views, predictor=predictor, **kwargs)
         self.stop_gradient = stop_gradient
 
-    def objective(self, *views):
-        outputs = [self.project(view) for view in views]
+    def objective(self, *views, training=True):
+        outputs = [self.project(view, training) for view in views]
         p = [output.p for output in outputs]
         targets = [output.z for output in outputs[: self.num_views]]
         if self.stop_gradient:

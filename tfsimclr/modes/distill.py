@@ -5,7 +5,6 @@ import pathlib
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import sampling
 from tfsimclr.errors import UserError
 from tfsimclr.methods import classifier
 from tfsimclr.runs import classifiers
@@ -53,7 +52,7 @@ def distill(
     }
     if classifiers.is_finished(workdir, "distill", settings):
         return workdir
-    images = sampling.random_subset(dataset.pretrain.images, config.num_pretrain_images)
+    images, validation = build.pretraining_images(config, dataset)
     student = functools.partial(
         classifier.Student,
         seed=config.seed,
@@ -70,6 +69,7 @@ def distill(
         schedule,
         images,
         workdir,
+        validation=validation,
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,

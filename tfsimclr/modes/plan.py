@@ -39,8 +39,8 @@ def measure(config: Config, dataset: datasets.DataSet) -> dict:
     memory, the full batch is not measured, and its speed is estimated from a quarter of
     it.
     """
-    images = dataset.pretrain.images
-    count = config.num_pretrain_images or len(images)
+    images, validation = build.pretraining_images(config, dataset)
+    count = len(images)
     steps = count // config.batch_size
     # Pages of memory-mapped images count as memory of the process on a CPU, although
     # the system may drop them.
@@ -62,6 +62,8 @@ def measure(config: Config, dataset: datasets.DataSet) -> dict:
     seconds_per_image = largest["step_seconds"] / largest["batch_size"]
     step_seconds = seconds_per_image * config.batch_size
     epoch_seconds = steps * step_seconds + largest["epoch_end_seconds"]
+    # The loss on held-out images has no backward pass, two thirds of a step.
+    epoch_seconds += len(validation) * seconds_per_image / 3
     first_end_extra = largest["first_end_seconds"] - largest["epoch_end_seconds"]
     return {
         "counts": counts(config),

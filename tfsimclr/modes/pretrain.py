@@ -4,7 +4,6 @@ import pathlib
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import sampling
 from tfsimclr.settings.config import Config
 from tfsimclr.training import fit
 
@@ -21,7 +20,7 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         FloatingPointError: If the loss or the weights are not finite.
         KeyboardInterrupt: On SIGINT or SIGTERM, after the state is saved.
     """
-    images = sampling.random_subset(dataset.pretrain.images, config.num_pretrain_images)
+    images, validation = build.pretraining_images(config, dataset)
     steps_per_epoch = len(images) // config.batch_size
     model = build.method(config, config.epochs * steps_per_epoch)
     schedule = build.schedule(config, steps_per_epoch)
@@ -31,6 +30,7 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         schedule,
         images,
         workdir,
+        validation=validation,
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,

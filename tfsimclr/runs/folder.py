@@ -1,6 +1,7 @@
 """The run folder: creation, the check that it fits the settings, and the lock."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -10,7 +11,7 @@ import sys
 
 from packaging import version
 
-from tfsimclr import __version__, files
+from tfsimclr import __version__, files, resolve
 from tfsimclr.errors import UserError
 from tfsimclr.settings import config as configs
 from tfsimclr.settings.config import Config
@@ -70,6 +71,25 @@ def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
         files.write_atomically(flags_file, text.encode(errors="surrogateescape"))
         _remove_leftovers(path)
     return path
+
+
+def keep_older_run(config: Config, resolved: Config, dataset) -> Config:
+    """Returns the resolved config, or that of the older run in the same folder.
+
+    A run of a version without `--val_share` held out no images, and goes on so.
+
+    Args:
+        config: As the user set it.
+        resolved: The same, resolved.
+        dataset: The data set.
+    """
+    if config.val_share is not None or not resolved.val_share:
+        return resolved
+    older = resolve.resolve(dataclasses.replace(config, val_share=0.0), dataset)
+    flags_file = pathlib.Path(older.workdir or older.default_workdir()) / "flags.txt"
+    if not flags_file.is_file() or "val_share" in _read_flags(flags_file):
+        return resolved
+    return older
 
 
 @contextlib.contextmanager

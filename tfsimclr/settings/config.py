@@ -73,8 +73,20 @@ class Config:
     )
     num_pretrain_images: int = option(
         0,
-        "Pretrain on this many randomly chosen images; 0 uses all. For trials.",
+        "Pretrain on this many randomly chosen images, of which --val_share holds out "
+        "a part; 0 uses all. For trials.",
         minimum=0,
+    )
+    val_share: float | None = option(
+        None,
+        "Share of the pretraining images that is held out: never trained on, it gives "
+        "val_loss, val_loss_above_chance and val_contrastive_top1 after every epoch, "
+        "which show when more epochs are of no use. The same images for every seed. "
+        "Default: 0 if there is a test split, otherwise 0.1, at most 2,000 images.",
+        minimum=0,
+        maximum=1,
+        since="0.3",
+        before=0.0,
     )
     num_train_images: int = option(
         0,
@@ -539,7 +551,8 @@ class Config:
         newer = {
             field.name
             for field in dataclasses.fields(self)
-            if field.metadata["since"] and getattr(self, field.name) == field.default
+            if field.metadata["since"]
+            and getattr(self, field.name) == field.metadata["before"]
         }
         # A run is not tied to these paths, but a run of other images is another run.
         paths = {"data_dir": self.data_dir, "teacher_dir": self.teacher_dir}

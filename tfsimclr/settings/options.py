@@ -19,6 +19,7 @@ def option(
     maximum=None,
     pretraining=True,
     since=None,
+    before=None,
 ):
     """Returns a dataclass field that is also a flag.
 
@@ -33,6 +34,8 @@ def option(
             to these settings.
         since: Version that added the setting, if not the first. At its default it is
             left out of the default run folder's name, so that older runs are found.
+        before: Value that describes the runs of older versions, if not the default; it
+            is left out of the name too.
     """
     metadata = {
         "help": help,
@@ -42,6 +45,7 @@ def option(
         "maximum": maximum,
         "pretraining": pretraining,
         "since": since,
+        "before": default if before is None else before,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

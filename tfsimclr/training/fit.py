@@ -25,6 +25,7 @@ def fit(
     images: np.ndarray,
     folder: pathlib.Path,
     *,
+    validation: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     batch_size: int,
     seed: int,
@@ -46,6 +47,9 @@ def fit(
         schedule: The optimizer's learning rate: step -> rate.
         images: uint8 `[n, s, s, 3]`.
         folder: Gets `checkpoints/`, `tensorboard/` and `history.csv`.
+        validation: uint8 `[m, s, s, 3]`, images that are not trained on. The loss on
+            them is recorded after every epoch, in columns whose names begin with
+            `val_`.
         labels: int64 `[n]`, for a model that learns from labels.
         batch_size: Images per step.
         seed: Seed of the order of the images.
@@ -95,6 +99,10 @@ def fit(
         saver,
         safeguards.CollapseWarning(check_z=not z_is_logits),
     ]
+    val_batches = None
+    if validation is not None and len(validation):
+        print(f"Training on {len(images)} images; {len(validation)} are held out.")
+        val_batches = batches.validation_batches(validation, batch_size)
     is_terminal = sys.stdout.isatty()
     if not is_terminal:
         callbacks.append(progress.EpochLines(epochs, total))
@@ -109,6 +117,7 @@ def fit(
                 initial_epoch=first // steps_per_epoch,
                 epochs=last_epoch,
                 steps_per_epoch=steps,
+                validation_data=val_batches,
                 callbacks=safeguards.StepCallbacks(
                     callbacks,
                     steps_per_check,
@@ -122,6 +131,25 @@ def fit(
                 shuffle=False,  # the batches come in their order
                 verbose=1 if is_terminal else 0,
             )
+    if val_batches is not None:
+        print(describe_validation(saver.history.rows), flush=True)
+
+
+def describe_validation(rows: list[dict]) -> str:
+    """Returns a line that says at which epochs the held-out images scored best.
+
+    Args:
+        rows: Of history.csv, with columns `val_loss` and others of `val_`, of which
+            more is better; `val_loss_above_chance` has its best epoch with `val_loss`.
+    """
+    lowest = min(rows, key=lambda row: row["val_loss"])
+    parts = [f"val_loss was lowest after epoch {lowest['epoch']}"]
+    skipped = ("val_loss", "val_loss_above_chance")
+    for name in sorted(rows[0]):
+        if name.startswith("val_") and name not in skipped:
+            highest = max(rows, key=lambda row: row[name])
+            parts.append(f"{name} highest after epoch {highest['epoch']}")
+    return f"{', '.join(parts)}, of {len(rows)}."
 
 
 def fit_segments(done: int, total: int, steps_per_epoch: int):

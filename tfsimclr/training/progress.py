@@ -28,7 +28,8 @@ class EpochLines(keras.callbacks.Callback):
         step, now = int(self.model.step), time.monotonic()
         left = (now - start) / (step - first_step) * (self.total_steps - step)
         names = ("loss", *self.model.metric_names)
-        values = ", ".join(f"{name} {float(logs[name]):.4g}" for name in names)
+        shown = [*names, *(f"val_{name}" for name in names if f"val_{name}" in logs)]
+        values = ", ".join(f"{name} {float(logs[name]):.4g}" for name in shown)
         print(
             f"Epoch {epoch + 1}/{self.epochs}: {values}; {duration(left)} left.",
             flush=True,
