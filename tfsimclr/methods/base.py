@@ -140,6 +140,13 @@ class Method(keras.Model):
         raise TypeError(f"{type(self).__name__} must define objective(*views).")
 
     @property
+    def metrics(self):
+        """The metrics of `fit`; `evaluate` returns the first ones, in this order."""
+        # Without Keras's own mean of the loss, which is not updated here.
+        names = ("loss", *self.metric_names, "gradient_norm", "skipped_steps")
+        return [self.metric_trackers[name] for name in names]
+
+    @property
     def learned_variables(self):
         """The variables that the gradient moves; not those of a momentum network."""
         networks = [self.encoder, self.head]

@@ -88,7 +88,11 @@ def variables_of(model) -> dict:
         Key -> variable. A key is "model/<position>", "optimizer/<position>" or
         "metrics/<position>".
     """
-    groups = {"model": model.variables, "metrics": model.metrics_variables}
+    metrics = getattr(model, "metric_trackers", {}).values() or model.metrics
+    groups = {
+        "model": model.variables,
+        "metrics": [variable for metric in metrics for variable in metric.variables],
+    }
     if _optimizer(model) is not None:
         groups["optimizer"] = model.optimizer.variables
     return {
@@ -208,9 +212,12 @@ def restore(model, arrays: dict[str, np.ndarray]) -> None:
 
 def restore_metrics(model, arrays: dict[str, np.ndarray]) -> None:
     """Sets the sums of the metrics, which `fit` resets at the start of each epoch."""
-    for key, variable in variables_of(model).items():
-        if key.startswith("metrics/"):
-            variable.assign(arrays[key])
+    group = "metrics/"
+    variables = [v for key, v in variables_of(model).items() if key.startswith(group)]
+    # Checkpoints of version 0.2 and before begin with two variables of Keras's own.
+    unused = sum(key.startswith(group) for key in arrays) - len(variables)
+    for position, variable in enumerate(variables):
+        variable.assign(arrays[f"{group}{position + unused}"])
 
 
 def hash_weights(model) -> str:
