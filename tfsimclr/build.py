@@ -21,6 +21,8 @@ def dataset(config: Config) -> datasets.DataSet:
         data_dir=config.data_dir,
         image_size=config.image_size,
         cache_dir=config.cache_dir,
+        max_value=config.max_value,
+        label_key=config.label_key,
     )
 
 

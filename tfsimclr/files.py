@@ -141,6 +141,18 @@ def sha256(*parts: np.ndarray | bytes | str) -> str:
     return checksum.hexdigest()
 
 
+def sha256_of_file(path: str | pathlib.Path) -> str:
+    """Returns the SHA-256 of a file as hex; "" if it cannot be read."""
+    checksum = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                checksum.update(piece)
+    except OSError:
+        return ""
+    return checksum.hexdigest()
+
+
 def sha256_of_pieces(
     path: pathlib.Path, pieces: Iterable[int] | None = None
 ) -> list[str]:

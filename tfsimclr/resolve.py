@@ -89,6 +89,17 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
             f"--data_dir={config.data_dir} means nothing to --dataset=textures, whose "
             "images are made by the program. Add --dataset=folder to use your images."
         )
+    if config.label_key and config.dataset in ("textures", "folder"):
+        raise UserError(
+            f"--label_key={config.label_key} means nothing to --dataset="
+            f"{config.dataset}. It chooses a label of a TensorFlow data set. Leave it "
+            "out."
+        )
+    if config.max_value is not None and config.dataset == "textures":
+        raise UserError(
+            f"--max_value={config.max_value:g} means nothing to --dataset=textures, "
+            "which have 8 bits. Leave it out."
+        )
     for name in sorted(typed & set(MODES_OF_SETTING)):
         modes = MODES_OF_SETTING[name]
         if config.mode not in modes:

@@ -165,10 +165,11 @@ def test_held_out_fifth_is_stratified_and_fixed(tmp_path):
     "names,match",
     [
         (["train/x/1.png", "test/y/1.png"], "'y'"),
-        (["train/x/1.png", "train/y/1.png", "test/1.png"], "same class folders"),
+        (["train/x/1.png", "train/y/1.png", "test/z/1.png", "test/w/1.png"], "'w'"),
         (["train/1.png", "test/1.png"], "one folder per class"),
-        (["train/x/1.png", "test/x/1.png", "more/1.png"], "more"),
-        (["train/x/1.png", "test/x/1.png", "loose.png"], "image files"),
+        (["train/1.png", "test/1.png", "more/1.png"], "more"),
+        (["train/1.png", "test/x/1.png", "loose.png"], "image files"),
+        (["test/1.png"], "only a test set"),
     ],
 )
 def test_unclear_layouts_are_refused(tmp_path, cache, names, match):
@@ -212,9 +213,11 @@ def test_one_percent_may_be_unreadable(tmp_path, cache, capsys, good, stops):
         for _ in range(2):  # made, then found
             dataset = load(folder, cache)
             assert dataset.skipped == 1 and len(dataset.unlabeled.images) == good
-        lines = capsys.readouterr().err.splitlines()
-        assert sum(r"050 bad\nname.png" in line for line in lines) == 1
-        assert sum("1 unreadable" in line for line in lines) == 1
+            output = capsys.readouterr()
+            lines = output.out.splitlines()
+            assert sum(r"050 bad\nname.png" in line for line in lines) == 1
+            assert sum("unreadable: 1, " in line for line in lines) == 1
+        assert "skipped" not in output.err  # that was the first time
         assert (dataset.unlabeled.images[:, 0, 0, 0] == np.arange(good)).all()
 
 
@@ -257,6 +260,9 @@ def test_a_store_is_found_again_and_made_again_when_it_must(
     load(folder, cache)
     assert not decoded
     os.utime(folder / "a" / "000.png", (1, 1))
+    load(folder, cache)
+    assert not decoded  # the content is the same
+    Image.new("RGB", (12, 10), (9, 9, 7)).save(folder / "a" / "000.png")
     load(folder, cache)
     assert len(decoded) == 4
     (path,) = stores(cache)
@@ -357,11 +363,11 @@ def test_folders_that_all_hold_the_same_subfolders_are_refused(tmp_path, cache, 
 
 def test_files_that_are_not_used_are_counted(tmp_path, cache, capsys):
     folder = pathlib.Path(write(tmp_path / "in", numbered("photos", 3)))
-    for name in ("1.HEIC", "2.heic", "list.csv"):
+    for name in ("1.DNG", "2.dng", "list.csv"):
         (folder / name).write_bytes(b"x")
     load(folder, cache)
     output = capsys.readouterr().out
-    assert "not used: 2 .heic, 1 .csv. Convert .heic to JPEG or PNG" in output
+    assert "left aside: 2 .dng, 1 .csv (convert .dng to JPEG or PNG" in output
 
 
 def test_classes_linked_to_one_folder_keep_all_mentions(tmp_path, cache):

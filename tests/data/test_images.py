@@ -192,7 +192,7 @@ def test_find_follows_links_but_no_loops_and_skips_hidden_names(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     (tmp_path / "@eaDir").mkdir()
     (tmp_path / "@eaDir" / "thumbnail.jpg").write_bytes(b"x")
-    (tmp_path / "phone.HEIC").write_bytes(b"x")
+    (tmp_path / "camera.DNG").write_bytes(b"x")
     paths, others = images.find(str(tmp_path))
     assert paths == sorted(paths)
     expected = [pathlib.Path(name).name for name in names]
@@ -201,7 +201,7 @@ def test_find_follows_links_but_no_loops_and_skips_hidden_names(tmp_path):
     assert sorted(map(os.path.basename, paths)) == sorted(expected)
     assert others == {
         "@eaDir/": 1,
-        ".heic": 1,
+        ".dng": 1,
         ".txt": 1,
         "files without an extension": 1,
     }

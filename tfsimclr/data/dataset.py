@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from tfsimclr.data import folder as folder_source
-from tfsimclr.data import prepare, sources
+from tfsimclr.data import prepare, sources, summary
 from tfsimclr.errors import UserError
 
 # What suits a data set. The stem follows the size: the small one keeps all pixels, the
@@ -42,6 +42,7 @@ class DataSet:
         image_size: Side of a view in pixels. Stored images may be larger, so that a
             crop of them still has pixels to fill a view.
         skipped: Number of images that could not be read and are not in the store.
+        description: What was understood of the data, for result.json; see `summary`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DataSet:
     class_names: tuple[str, ...]
     image_size: int
     skipped: int = 0
+    description: dict = dataclasses.field(default_factory=dict)
 
     @property
     def pretrain(self) -> Split:
@@ -78,7 +80,7 @@ def defaults(name: str, image_size: int | None = None, data_dir: str = "") -> di
             folder from a sample of its images.
         data_dir: Where the images are.
     """
-    known = dict(DEFAULTS.get(name, {}))
+    known = dict(DEFAULTS.get(_plain(name), {}))
     if not image_size:
         image_size = known.get("image_size") or _default_size(
             sources.source(name, data_dir)
@@ -102,6 +104,8 @@ def load(
     image_size: int | None = None,
     cache_dir: str = "",
     verbose: bool = True,
+    max_value: float | None = None,
+    label_key: str = "",
 ) -> DataSet:
     """Returns a data set; the first call prepares a store of it in the cache folder.
 
@@ -111,8 +115,12 @@ def load(
         image_size: Side of a view in pixels; by default what suits the data set.
         cache_dir: Where stores are kept; default `$XDG_CACHE_HOME/tfsimclr` or
             `~/.cache/tfsimclr`.
-        verbose: Whether to print progress and notes. Unreadable images are always
-            named on stderr.
+        verbose: Whether to print progress and what was understood, in at most ten
+            lines. The first unreadable images are always named on stderr.
+        max_value: Largest value of images with more than 8 bits per channel, which
+            becomes 255; None takes the largest one in the data set.
+        label_key: Feature of a TFDS data set that is the label; "" for its only one,
+            "none" for none.
 
     Raises:
         UserError: If the data set cannot be read; the message says what to do.
@@ -120,9 +128,9 @@ def load(
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size must be at least 1 pixel, got {image_size}.")
     cache = prepare.cache_folder(cache_dir)
-    source = sources.source(name, data_dir)
+    source = sources.source(name, data_dir, label_key)
     if not image_size:
-        known = DEFAULTS.get(name, {}).get("image_size")
+        known = DEFAULTS.get(_plain(name), {}).get("image_size")
         image_size = known or _default_size(source)
     side = image_size
     if name != "textures":
@@ -130,18 +138,29 @@ def load(
         # than twice the memory. Never larger than the images: a view enlarges a crop
         # at no cost, and enlarged pixels in the store would hold no information.
         side = max(1, min(source.short_side(), round(4 / 3 * image_size)))
-    for note in source.notes if verbose else ():
-        print(f"{name}: {note}.")
-    opened = prepare.open_or_make(cache, name, data_dir, source, side, verbose)
+    if verbose:
+        print("\n".join(summary.interpretation_lines(name, source)), flush=True)
+    opened = prepare.open_or_make(
+        cache, name, data_dir, source, side, verbose, max_value
+    )
     parts = {split: opened.split(split) for split in _SPLITS}
     splits: dict = {k: Split(*part) if part else None for k, part in parts.items()}
-    return DataSet(
+    dataset = DataSet(
         name,
         **splits,
         class_names=opened.class_names,
         image_size=image_size,
         skipped=len(opened.skipped),
     )
+    description = summary.content(dataset, source, opened)
+    if verbose:
+        print("\n".join(summary.content_lines(description)), flush=True)
+    return dataclasses.replace(dataset, description=description)
+
+
+def _plain(name: str) -> str:
+    """Returns the name of a data set without its version."""
+    return name.partition(":")[0]
 
 
 def _default_size(source) -> int:

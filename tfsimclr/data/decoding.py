@@ -3,10 +3,9 @@
 import contextlib
 import threading
 
-import numpy as np
 from PIL import Image
 
-from tfsimclr.errors import UserError
+from tfsimclr.data import depth
 
 # Bytes. An image that needs more is decoded while no other large image is.
 LIMIT = 1 << 30
@@ -63,10 +62,12 @@ def bytes_needed(image: Image.Image, full_size: tuple[int, int]) -> int:
         full_size: Width and height before the draft.
     """
     pixels = image.width * image.height
-    if image.format == "WEBP":
+    if image.format in ("WEBP", "HEIF", "AVIF"):
         return 20 * pixels  # the decoder allocates two canvases and returns a third
     plain = image.mode == "RGB" and image.format != "TIFF"
     count = (5 if plain else 9) * pixels
+    if depth.kind(image):
+        count += 5 * pixels  # 16-bit colour is decoded twice
     if image.info.get("progressive"):
         # The decoder holds all coefficients, 2 bytes each, at any draft size.
         count += 2 * len(image.getbands()) * full_size[0] * full_size[1]
@@ -74,11 +75,7 @@ def bytes_needed(image: Image.Image, full_size: tuple[int, int]) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Returns the image in mode RGB, transparent pixels on white.
-
-    Raises:
-        UserError: If the range of its pixels is unknown.
-    """
+    """Returns an image of 8 bits in mode RGB, transparent pixels on white."""
     image.load()
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -94,11 +91,6 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def _strip_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        gray = np.asarray(image)
-        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-            raise UserError(f"pixels of mode {image.mode} have no known range")
-        image = Image.fromarray((gray.astype(np.uint32) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,21 +1,24 @@
 """Finds the store of a source in the cache folder, or prepares it there."""
 
+import contextlib
 import os
 import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import platformdirs
 import tqdm
 
 from tfsimclr import files
-from tfsimclr.data import images, store, store_writer
+from tfsimclr.data import depth, identity, images, store, store_writer, summary
 from tfsimclr.errors import UserError
 
 MAX_UNREADABLE = 0.01
+MAX_NAMED = 5
+_PLACES = "places.txt"  # stamps of the folders where a store's images were found
 
 
 def cache_folder(cache_dir: str) -> pathlib.Path:
@@ -39,27 +42,56 @@ def cache_folder(cache_dir: str) -> pathlib.Path:
 
 
 def open_or_make(
-    cache: pathlib.Path, name: str, data_dir: str, source, side: int, verbose: bool
+    cache: pathlib.Path,
+    name: str,
+    data_dir: str,
+    source,
+    side: int,
+    verbose: bool,
+    max_value: float | None = None,
 ) -> store.Store:
     """Returns the store of a source; prepares a missing, damaged or outdated one.
 
+    A store in the cache folder is used wherever the images lie now, if it was made of
+    the same ones.
+
+    Args:
+        cache: The cache folder.
+        name: Of the data set.
+        data_dir: As the user named it.
+        source: The `sources.Source`.
+        side: Side of the stored images in pixels.
+        verbose: Whether to print progress.
+        max_value: Largest value of images with more than 8 bits; None takes the largest
+            one of the data set.
+
     Raises:
-        UserError: If too many images are unreadable, or the store cannot be written.
+        UserError: If too many images are unreadable, the store cannot be written, or
+            `max_value` is given and all images have 8 bits.
     """
-    path = cache / _store_name(name, data_dir, side)
-    fingerprint = f"{source.fingerprint()} {side}"
-    try:
-        opened = store.open(path, fingerprint)
-        if opened.skipped and verbose:
-            print(
-                f"{len(opened.skipped)} unreadable images are not in {path}.",
-                file=sys.stderr,
-            )
-        return opened
-    except FileNotFoundError:
-        pass
-    except store.InvalidStoreError as reason:
-        print(f"The store {path} {reason}; it is prepared again.", file=sys.stderr)
+    path = cache / _store_name(name, data_dir, side, max_value)
+    names, paths = source.files()
+    settings = repr((name, side, max_value, source.class_names))
+    mark = identity.Identity(names, paths, source.place, settings) if paths else None
+    opened = _open(path, source, side, mark)
+    others = cache.glob(f"{_readable(name)}-{side}px-*") if mark else ()
+    for other in sorted(others):
+        if opened is None and other != path and other.is_dir():
+            with contextlib.suppress(store.InvalidStoreError):
+                opened = _open_same(other, mark)
+    return opened or _make(path, source, side, verbose, max_value, mark)
+
+
+def _make(
+    path: pathlib.Path,
+    source,
+    side: int,
+    verbose: bool,
+    max_value: float | None,
+    mark: identity.Identity | None,
+) -> store.Store:
+    """Prepares the store at `path`; see `open_or_make`."""
+    cache = path.parent
     total = sum(source.count(split) for split in source.splits)
     needed, free = total * side * side * 3, shutil.disk_usage(cache).free
     if needed > free:
@@ -68,16 +100,43 @@ def open_or_make(
             f"{needed / 1e9:.1f} GB, but {str(cache)!r} has {free / 1e9:.1f} GB. "
             "Make room, name another --cache_dir or use a smaller --image_size."
         )
+    ranges = _ranges(source, max_value)
+    facts, statistics = images.Facts(), summary.Statistics()
     skipped: list[str] = []
+    extra: dict = {}
+
+    def chunks():
+        report = path.with_name(f"{path.name}-unreadable.txt")
+        report.unlink(missing_ok=True)
+        blocks = _chunks(
+            source, side, total, skipped, verbose, ranges=ranges, facts=facts
+        )
+        for split, block, labels in blocks:
+            if len(skipped) <= MAX_UNREADABLE * total:
+                statistics.add(split, block)
+                yield split, block, labels
+        if len(skipped) > MAX_UNREADABLE * total:
+            raise UserError(_too_many(skipped, total, report))
+        extra["summary"] = {
+            **statistics.result(),
+            "wide": summary.wide_result(facts.wide, ranges),
+            "several_frames": facts.several_frames,
+        }
+        if mark:
+            extra["identity"] = mark.description(facts.checksums)
+
     try:
-        return store_writer.create(
+        opened = store_writer.create(
             path,
-            _chunks(source, side, total, skipped, verbose),
+            chunks(),
             side,
             class_names=source.class_names,
-            fingerprint=fingerprint,
+            fingerprint=mark.stamp if mark else f"{source.fingerprint()} {side}",
             skipped=skipped,
+            extra=extra,
         )
+        _name_unreadable(opened.skipped, path / "unreadable.txt")
+        return opened
     except OSError as error:
         raise UserError(
             f"the store {str(path)!r} cannot be written: {error.strerror or error}. "
@@ -85,18 +144,122 @@ def open_or_make(
         ) from error
 
 
-def _store_name(name: str, data_dir: str, side: int) -> str:
+def _open(path: pathlib.Path, source, side: int, mark) -> store.Store | None:
+    """Returns the store at `path` if it is valid and of these images."""
+    try:
+        if not mark:
+            return store.open(path, f"{source.fingerprint()} {side}")
+        if path.exists() and "identity" not in store.read_meta(path):
+            opened = store.open(path, f"{source.fingerprint()} {side}")
+            if source.wide_facts(first=True).wide:
+                raise store.InvalidStoreError(
+                    "is of a version before 0.3, which scaled images of more than 8 "
+                    "bits by the range of the file format"
+                )
+            return opened
+        opened = _open_same(path, mark)
+        if opened is None and path.exists():
+            raise store.InvalidStoreError("was made of other data")
+        return opened
+    except FileNotFoundError:
+        pass
+    except store.InvalidStoreError as reason:
+        print(f"The store {path} {reason}; it is prepared again.", file=sys.stderr)
+    return None
+
+
+def _open_same(path: pathlib.Path, mark: identity.Identity) -> store.Store | None:
+    """Returns the store at `path`, or None if it is not of these files.
+
+    Raises:
+        InvalidStoreError: If it is damaged.
+    """
+    meta, places = store.read_meta(path), path / _PLACES
+    kept = meta.get("identity")
+    if not kept:
+        return None
+    try:
+        stamps = places.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        stamps = []
+    if not mark.may_match(kept):
+        return None
+    if not mark.surely_matches(kept, stamps):
+        print(f"Comparing the checksums of the images with {path}.", file=sys.stderr)
+        if mark.content() != kept["content"]:
+            return None
+    opened = store.open(path, meta["fingerprint"])
+    if mark.stamp not in (kept["stamp"], *stamps):
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            text = "".join(f"{stamp}\n" for stamp in (*stamps, mark.stamp))
+            files.write_atomically(places, text.encode())
+    return opened
+
+
+def _ranges(source, max_value: float | None) -> dict[str, depth.Range]:
+    """Returns the range of images with more than 8 bits, by `depth.kind`."""
+    wide = source.wide_facts(first=max_value is not None).wide
+    if max_value is not None:
+        if not wide:
+            raise UserError(
+                f"--max_value={max_value:g} means nothing to these images, which all "
+                "have 8 bits. Leave it out."
+            )
+        return {k: depth.Range(0, max_value) for k in (depth.INTEGER, depth.FLOAT)}
+    return {
+        kind: depth.Range(min(0, low), high) for kind, (_, low, high) in wide.items()
+    }
+
+
+def _store_name(name: str, data_dir: str, side: int, max_value: float | None) -> str:
     path = os.path.realpath(os.path.expanduser(data_dir)) if data_dir else ""
     path = "" if name == "textures" else path
-    digest = files.sha256(f"{name}\n{path}")[:8]
-    readable = re.sub(r"\W+", "_", name)
-    return f"{readable}-{side}px-{digest}"
+    settings = "" if max_value is None else f"\nmax_value={max_value}"
+    digest = files.sha256(f"{name}\n{path}{settings}")[:8]
+    return f"{_readable(name)}-{side}px-{digest}"
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+def _too_many(skipped: list[str], total: int, report: pathlib.Path) -> str:
+    """Writes all unreadable images into `report`; returns the message of the error."""
+    _list_unreadable(skipped, report)
+    # A line is the repr of the path, a colon and the reason.
+    reasons = [re.split("['\"]: ", line, maxsplit=1)[-1] for line in skipped]
+    kinds = summary.unreadable_kinds(reasons)
+    return (
+        f"more than {MAX_UNREADABLE:.0%} of the {total} images are unreadable: "
+        f"{len(skipped)} ({kinds}). The first are "
+        f"{'; '.join(skipped[:MAX_NAMED])}. "
+        + (f"All are listed in {str(report)!r}. " if report.exists() else "")
+        + "Repair or remove them."
+    )
+
+
+def _name_unreadable(skipped: Sequence[str], report: pathlib.Path) -> None:
+    """Prints the first unreadable images, and where all are listed."""
+    for line in skipped[:MAX_NAMED]:
+        print(f"unreadable, skipped: {line}", file=sys.stderr)
+    _list_unreadable(skipped, report)
+    if report.exists():
+        print(f"All {len(skipped)} of them: {report}", file=sys.stderr)
+
+
+def _list_unreadable(skipped: Sequence[str], path: pathlib.Path) -> None:
+    """Writes a file with all unreadable images, if they are too many to be named."""
+    if len(skipped) <= MAX_NAMED:
+        return
+    text = "".join(f"{line}\n" for line in skipped)
+    with contextlib.suppress(OSError):
+        files.write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def _chunks(
-    source, side: int, total: int, skipped: list[str], verbose: bool
+    source, side: int, total: int, skipped: list[str], verbose: bool, **options
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (split, images, labels); names the unreadable images on stderr."""
+    """Yields (split, images, labels); the unreadable images go into `skipped`."""
     done = 0
     progress = tqdm.tqdm(
         total=total,
@@ -106,24 +269,15 @@ def _chunks(
     )
     with progress:
         for split in source.splits:
-            for block in source.blocks(split, side):
+            for block in source.blocks(split, side, **options):
                 readable = []
                 for image, label in block:
                     if isinstance(image, images.UnreadableImageError):
                         skipped.append(str(image))
-                        tqdm.tqdm.write(
-                            f"unreadable, skipped: {image}", file=sys.stderr
-                        )
                     else:
                         readable.append((image, label))
                 progress.update(len(block))
                 done += len(block)
-                if len(skipped) > MAX_UNREADABLE * total:
-                    raise UserError(
-                        f"more than {MAX_UNREADABLE:.0%} of the {total} images are "
-                        f"unreadable ({len(skipped)} of the first {done}), the "
-                        f"last one {skipped[-1]}. Repair or remove them."
-                    )
                 if readable:
                     pictures, labels = zip(*readable, strict=True)
                     yield split, np.stack(pictures), np.array(labels, np.int64)

@@ -26,6 +26,8 @@ class Store:
         splits: Number of images of each split; the splits lie one after the other.
         class_names: Names of the classes 0, 1, ...
         skipped: One line for every unreadable image.
+        summary: What was noticed about the images; empty in stores of versions before
+            0.3.
     """
 
     images: np.ndarray
@@ -33,6 +35,7 @@ class Store:
     splits: dict[str, int]
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
+    summary: dict = dataclasses.field(default_factory=dict)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns the images and labels of one split, or None if there is none."""
@@ -88,11 +91,23 @@ def open(path: str | pathlib.Path, fingerprint: str = "", verify: bool = True) -
             splits=meta["splits"],
             class_names=tuple(meta["class_names"]),
             skipped=tuple(meta["skipped"]),
+            summary=meta.get("summary", {}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidStoreError(
             f"is damaged: {type(error).__name__}: {error}"
         ) from error
+
+
+def read_meta(path: str | pathlib.Path) -> dict:
+    """Returns the description of the store at `path`; empty if it is damaged."""
+    try:
+        text = (pathlib.Path(path) / "meta.json").read_text(encoding="utf-8")
+        meta = json.loads(text)
+        checksum = meta.pop("digest")
+        return meta if checksum == digest(meta) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def digest(meta: dict) -> str:

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -26,6 +26,7 @@ def create(
     class_names: Iterable[str] = (),
     fingerprint: str = "",
     skipped: Iterable[str] = (),
+    extra: Mapping | None = None,
 ) -> store.Store:
     """Writes the store at `path` and opens it; replaces an invalid one.
 
@@ -41,6 +42,7 @@ def create(
         class_names: Names of the classes 0, 1, ...
         fingerprint: Identifies the source's images; `open` compares it.
         skipped: One line for every unreadable image; read after the last chunk.
+        extra: More entries of meta.json; read after the last chunk.
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,7 @@ def create(
                 name: files.sha256_of_pieces(work / name)
                 for name in ("images.npy", "labels.npy")
             },
+            **(extra or {}),
         }
         with (work / "meta.json").open("w", encoding="utf-8") as file:
             json.dump({**meta, "digest": store.digest(meta)}, file, indent=1)

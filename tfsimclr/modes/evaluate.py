@@ -72,6 +72,7 @@ def describe_data(dataset: datasets.DataSet) -> dict:
         "num_images": {
             name: len(split.images) for name, split in splits.items() if split
         },
+        "data": dataset.description,
     }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 
 from absl import flags
 
@@ -70,6 +71,21 @@ class Config:
         "Folder for prepared images; default ~/.cache/tfsimclr. Use a larger disk "
         "if the images do not fit: each takes up to 5.3 * image_size^2 bytes.",
         pretraining=False,
+    )
+    max_value: float | None = option(
+        None,
+        "Value that becomes white in images of more than 8 bits per channel; larger "
+        "ones are clipped, and 0 becomes black. Default: the smallest and the largest "
+        "value of the data set. Set it for data of a known depth (4095 for 12 bits), "
+        "or if a few pixels are far brighter than the rest.",
+        greater_than=0,
+        since="0.3",
+    )
+    label_key: str = option(
+        "",
+        "Feature of a TensorFlow data set that is the label; default: its only class "
+        "label. none: no labels.",
+        since="0.3",
     )
     num_pretrain_images: int = option(
         0,
@@ -563,7 +579,9 @@ class Config:
             if name not in newer
         )
         digest = hashlib.sha256(repr(named).encode()).hexdigest()[:8]
-        return os.path.join("runs", f"{self.method}-{self.dataset}-{digest}")
+        # A data set may be called name/config:1.0.0.
+        dataset = re.sub("[/:*]", "_", self.dataset)
+        return os.path.join("runs", f"{self.method}-{dataset}-{digest}")
 
 
 def parse_areas(text: str) -> tuple[float, float]:
