@@ -36,6 +36,13 @@ ROWS = {
         {"learning_rate": 0.2, "ema_schedule": "constant"},
         slow=True,
     ),
+    "hcl": Row({"loss": "hcl", "hcl_beta": 0.5}, {"learning_rate": 0.2}, slow=True),
+    # Three views, one of them local, so that resuming is tested with both.
+    "sogclr": Row(
+        {"loss": "sogclr", "num_local_views": 1, "loss_block_rows": 8},
+        {"learning_rate": 0.2, "num_local_views": 0, "loss_block_rows": 0},
+        slow=True,
+    ),
     "many_views": Row(
         {
             **{"num_views": 3, "num_local_views": 2, "local_image_size": 10},

@@ -58,13 +58,15 @@ def encoder(config: Config) -> keras.Model:
     return entry.build(**{name: getattr(config, name) for name in entry.uses})
 
 
-def method(config: Config, total_steps: int | None = None):
+def method(config: Config, total_steps: int | None = None, num_images: int = 1):
     """Returns the untrained model of a resolved config.
 
     Args:
         config: Resolved.
         total_steps: Steps of the run, for an EMA decay on a cosine; evaluation needs
             none.
+        num_images: Images of the training, for the running denominators of
+            --loss=sogclr.
     """
     start(config)
     network = encoder(config)
@@ -87,6 +89,8 @@ def method(config: Config, total_steps: int | None = None):
     entry = METHODS[config.method]
     described = (*PREDICTOR, *LOCAL_VIEWS)  # settings of parts, which are made here
     arguments = {n: getattr(config, n) for n in entry.uses if n not in described}
+    if config.loss == "sogclr":
+        arguments["num_images"] = num_images
     if config.num_local_views:
         areas = parse_areas(config.local_crop_areas)
         arguments["local_views"] = views.local_views(config.local_image_size, *areas)

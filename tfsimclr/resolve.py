@@ -12,6 +12,7 @@ from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
 from tfsimclr.errors import UserError
 from tfsimclr.methods import LOCAL_VIEWS, METHODS
+from tfsimclr.methods.simclr import LOSSES
 from tfsimclr.networks import heads, norms
 from tfsimclr.networks.encoders import ENCODERS
 from tfsimclr.networks.names import feature_names
@@ -78,6 +79,13 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
                 + (f" (or {', '.join(users[1:])})" if users[1:] else "")
                 + "."
             )
+    for loss, settings in LOSSES.items():
+        for name in settings:
+            if name in user_set and config.loss != loss:
+                raise UserError(
+                    f"--{name} means nothing to --loss={config.loss}. Leave it out, or "
+                    f"use --loss={loss}."
+                )
     for name in LOCAL_VIEWS:
         if name in user_set and not config.num_local_views:
             raise UserError(
@@ -258,6 +266,8 @@ def resolve_method(config: Config, num_images: int) -> Config:
     # A queue of nearly all images holds older keys of a query's own image.
     queue = min(65536, num_images // 2) // batch * batch or batch
     config = config.replace_none(**{"proj_batch_norm": "false", **entry.defaults})
+    if "loss" in entry.uses:
+        config = config.replace_none(**LOSSES[config.loss])
     if "queue_size" in entry.uses:
         config = config.replace_none(queue_size=queue)
     if "bn_groups" in entry.uses:

@@ -70,13 +70,14 @@ def test_a_thousand_steps_beat_the_untrained_encoder(grey_textures, name):
         "textures", **splits, class_names=textures.CLASS_NAMES, image_size=SIZE
     )
     config = resolve.resolve(config, dataset)
-    model = build.method(config, STEPS)
+    images = grey_textures["unlabeled"][0]
+    model = build.method(config, STEPS, len(images))
     optimizer = build.optimizer(config, config.learning_rate, model.learned_variables)
     model.compile(optimizer=optimizer)
     model.optimizer.build(model.learned_variables)
     untrained = knn_top1(model, grey_textures)
-    images = grey_textures["unlabeled"][0]
-    loaded = batches.training_batches(images, BATCH, 0, 0, STEPS)
+    index = np.arange(len(images)) if model.needs_index else None
+    loaded = batches.training_batches(images, BATCH, 0, 0, STEPS, index)
     model.fit(loaded, shuffle=False, verbose=0)
     assert int(model.step) == STEPS
     learned = knn_top1(model, grey_textures)

@@ -18,6 +18,8 @@ from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints, recorder
 
+# The loss sogclr needs it; the other methods look at no labels.
+INDEX = np.arange(16)
 by_row = pytest.mark.parametrize("name", ROWS)
 
 
@@ -44,7 +46,7 @@ def test_what_an_entry_uses_are_settings_and_arguments(method):
 
 def small_model(tiny, name):
     config, dataset, _ = tiny(**ROWS[name].settings)
-    model = build.method(config, 10)
+    model = build.method(config, 10, num_images=80)
     model.compile(optimizer=keras.optimizers.SGD(0.05))
     model.optimizer.build(model.learned_variables)
     return model, dataset.pretrain.images[:16]
@@ -56,7 +58,7 @@ def test_all_that_is_learned_moves_and_the_stopped_side_has_no_gradient(tiny, na
     # By identity: a momentum network's variables have the paths of the originals.
     learned = {id(variable) for variable in model.learned_variables}
     with tf.GradientTape() as tape:
-        batch = model.prepare_batch(tf.constant(images), None)
+        batch = model.prepare_batch(tf.constant(images), tf.range(16, dtype=tf.int64))
         loss, logs = model.objective(*batch)
     assert set(logs) == set(model.metric_names)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -66,7 +68,7 @@ def test_all_that_is_learned_moves_and_the_stopped_side_has_no_gradient(tiny, na
         else:  # a momentum network's
             assert gradient is None, variable.path
     before = {v.path: v.numpy() for v in model.learned_variables}
-    model.fit(images, batch_size=16, shuffle=False, verbose=0)
+    model.fit(images, INDEX, batch_size=16, shuffle=False, verbose=0)
     still = [
         v.path for v in model.learned_variables if (v.numpy() == before[v.path]).all()
     ]
@@ -76,7 +78,7 @@ def test_all_that_is_learned_moves_and_the_stopped_side_has_no_gradient(tiny, na
 @by_row
 def test_a_keras_file_brings_everything_back(tiny, name, tmp_path):
     model, images = small_model(tiny, name)
-    model.fit(images, batch_size=16, shuffle=False, verbose=0)
+    model.fit(images, INDEX, batch_size=16, shuffle=False, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
@@ -85,7 +87,7 @@ def test_a_keras_file_brings_everything_back(tiny, name, tmp_path):
     for argument in own - {"loss"}:
         assert getattr(loaded, argument) == getattr(model, argument), argument
     for each in (model, loaded):
-        each.fit(images, batch_size=16, shuffle=False, verbose=0)
+        each.fit(images, INDEX, batch_size=16, shuffle=False, verbose=0)
     assert int(loaded.step) == 2
     for one, other in zip(model.variables, loaded.variables, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=one.path)
@@ -112,7 +114,8 @@ def test_float16_trains(tiny, name):
 # The others have no more state than SimCLR (test_pretrain).
 @pytest.mark.promise("methods")
 @pytest.mark.parametrize(
-    "name", ["momentum_simclr", "many_views", "moco", "moco_v3", "byol", "simsiam"]
+    "name",
+    ["momentum_simclr", "many_views", "sogclr", "moco", "moco_v3", "byol", "simsiam"],
 )
 def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     tf.config.experimental.enable_op_determinism()
@@ -165,6 +168,8 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
             "--loss_block_rows must divide 48, the rows of all views, got 32",
         ),
         ({"method": "moco", "num_views": 3}, "--num_views means nothing to --method"),
+        ({"hcl_beta": 1.0}, "--hcl_beta means nothing to --loss=nt_xent"),
+        ({"loss": "hcl", "sogclr_gamma": 1.0}, "--sogclr_gamma means nothing to --lo"),
         ({"local_image_size": 12}, "--local_image_size means nothing without local"),
         (
             {"num_local_views": 2, "local_image_size": 8},

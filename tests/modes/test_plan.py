@@ -89,6 +89,15 @@ def test_counts_of_a_whole_resnet_18(tiny):
     assert estimate["step_macs"] == pytest.approx(whole - stem, rel=1e-3)
 
 
+def test_more_views_take_more_multiplications(tiny):
+    two = plan.counts(tiny()[0])["step_macs"]
+    three = plan.counts(tiny(num_views=3, loss="sogclr")[0])["step_macs"]
+    # The loss and the stem, whose images have no gradient, are the same share.
+    assert three / two == pytest.approx(1.5, rel=0.02)
+    local = plan.counts(tiny(num_local_views=4)[0])["step_macs"]
+    assert 1.3 * two < local < 2.6 * two  # a quarter of the pixels, or somewhat more
+
+
 def peaks(steps, end=0):
     """Returns the peaks of a dry run: of its steps, and with the end of an epoch."""
     return {"step_peak_bytes": steps, "peak_bytes": max(steps, end)}

@@ -85,8 +85,9 @@ def hcl(
     temperature: float,
     keys=None,
     block_rows: int = 0,
-    beta: float = 1.0,
-    tau_plus: float = 0.1,
+    *,
+    beta: float,
+    tau_plus: float,
 ) -> tf.Tensor:
     """Returns the loss with hard negatives, debiased; ln(1 + V (n - 1)) at chance.
 
@@ -139,7 +140,7 @@ def sogclr(
     block_rows: int = 0,
     *,
     log_means,
-    gamma: float = 0.9,
+    gamma: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the loss whose denominator is a running mean, and the new means.
 

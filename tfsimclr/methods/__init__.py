@@ -5,7 +5,7 @@ import dataclasses
 from tfsimclr.methods.base import Method
 from tfsimclr.methods.byol import BYOL
 from tfsimclr.methods.moco import MoCo
-from tfsimclr.methods.simclr import SimCLR
+from tfsimclr.methods.simclr import LOSSES, SimCLR
 from tfsimclr.methods.simsiam import SimSiam
 
 _EMA = ("ema_decay", "ema_schedule")
@@ -35,7 +35,10 @@ class Entry:
 METHODS = {
     "simclr": Entry(
         SimCLR,
-        uses=("temperature", "loss", "loss_block_rows", *_EMA, *VIEWS),
+        uses=(
+            *("temperature", "loss", "loss_block_rows", *_EMA, *VIEWS),
+            *(name for settings in LOSSES.values() for name in settings),
+        ),
         defaults={"ema_decay": 0.0, "ema_schedule": "constant"},
     ),
     "moco": Entry(

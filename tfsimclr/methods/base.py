@@ -50,6 +50,8 @@ class Method(keras.Model):
     metric_names: tuple[str, ...] = ()
     # Whether `objective` takes any number of views.
     takes_many_views = False
+    # Whether the step needs the index of every image, in place of labels.
+    needs_index = False
 
     def __init__(
         self,

@@ -8,7 +8,14 @@ from tfsimclr.evaluation import metrics
 from tfsimclr.losses import multi_view
 from tfsimclr.methods.base import MomentumMethod
 
-LOSSES = ("nt_xent", "dcl", "dclw")
+# Loss -> its own settings with their defaults, those of the papers' code.
+LOSSES: dict[str, dict[str, float]] = {
+    "nt_xent": {},
+    "dcl": {},
+    "dclw": {},
+    "hcl": {"hcl_beta": 1.0, "hcl_tau_plus": 0.1},
+    "sogclr": {"sogclr_gamma": 0.9},
+}
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -21,14 +28,22 @@ class SimCLR(MomentumMethod):
         views: Makes a view of a batch, e.g. `augment.Views(image_size=96)`.
         temperature: Temperature of the loss, positive.
         seed: Seed of the views.
-        loss: `nt_xent`, or without the positive in the denominator `dcl` and its
-            weighted form `dclw` (see `losses`).
+        loss: `nt_xent`; without the positive in the denominator `dcl` and its weighted
+            form `dclw`; with hard negatives `hcl`; with a running denominator of every
+            image `sogclr` (see `losses.multi_view`).
         ema_decay: 0 compares the projections with each other. Above 0 they are compared
             with those of a momentum encoder with this EMA decay: momentum SimCLR.
         ema_schedule: `constant`, or `cosine`, which raises the decay to 1.
         total_steps: Steps of the run, which `cosine` needs for training.
         loss_block_rows: 0 computes the loss at once, otherwise this many rows of the
             similarity matrix at a time (see `losses.nt_xent`).
+        hcl_beta: Of the loss `hcl`: concentration on hard negatives, default 1.
+        hcl_tau_plus: Of the loss `hcl`: probability that a negative is of the anchor's
+            class, default 0.1.
+        sogclr_gamma: Of the loss `sogclr`: weight of the newest batch in the running
+            denominator, above 0, at most 1, default 0.9.
+        num_images: Of the loss `sogclr`: number of training images. Each takes 4 bytes.
+            The step needs their indices: `model.fit(images, np.arange(num_images))`.
         **kwargs: `num_views`, `num_local_views` and `local_views` for more than two
             views of an image (see `Method`), and arguments of `keras.Model`.
 
@@ -61,6 +76,10 @@ class SimCLR(MomentumMethod):
         ema_schedule: str = "constant",
         total_steps: int | None = None,
         loss_block_rows: int = 0,
+        hcl_beta: float | None = None,
+        hcl_tau_plus: float | None = None,
+        sogclr_gamma: float | None = None,
+        num_images: int | None = None,
         **kwargs,
     ):
         if not temperature > 0:
@@ -69,7 +88,20 @@ class SimCLR(MomentumMethod):
                 "The paper uses 0.5."
             )
         if loss not in LOSSES:
-            raise UserError(f"loss must be one of {LOSSES}, got {loss!r}.")
+            raise UserError(f"loss must be one of {tuple(LOSSES)}, got {loss!r}.")
+        given = {
+            "hcl_beta": hcl_beta,
+            "hcl_tau_plus": hcl_tau_plus,
+            "sogclr_gamma": sogclr_gamma,
+        }
+        for name, value in given.items():
+            if value is not None and name not in LOSSES[loss]:
+                raise UserError(f"{name} means nothing to loss={loss!r}, got {value}.")
+        if (loss == "sogclr") != (num_images is not None):
+            raise UserError(
+                "num_images, the number of training images, belongs to loss='sogclr', "
+                f"got num_images={num_images} and loss={loss!r}."
+            )
         super().__init__(
             encoder,
             head,
@@ -84,19 +116,83 @@ class SimCLR(MomentumMethod):
         # Not `self.loss`, which Keras sets in `compile`.
         self.loss_name = loss
         self.loss_block_rows = loss_block_rows
+        settings = {
+            name: default if given[name] is None else float(given[name])
+            for name, default in LOSSES[loss].items()
+        }
+        self.hcl_beta = settings.get("hcl_beta")
+        self.hcl_tau_plus = settings.get("hcl_tau_plus")
+        self.sogclr_gamma = settings.get("sogclr_gamma")
+        self.num_images = num_images
+        self.log_means = None
+        self._new_means = None
+        if num_images is not None:
+            # Logarithms: exp(1 / temperature) overflows at small temperatures.
+            self.log_means = self.add_weight(
+                shape=(num_images,),
+                initializer=keras.initializers.Constant(multi_view.UNSEEN),
+                dtype="float32",
+                trainable=False,
+                name="log_means",
+            )
 
-    def objective(self, *views, training=True):
+    @property
+    def needs_index(self) -> bool:
+        return self.loss_name == "sogclr"
+
+    def prepare_batch(self, images, labels, step=None):
+        """Returns the views, and for `sogclr` the indices of the images, `[n]`."""
+        views = super().prepare_batch(images, labels, step)
+        if not self.needs_index or step is not None:
+            return views  # held-out images have no running mean
+        if labels is None:
+            raise UserError(
+                "loss='sogclr' needs the index of every image beside the images, got "
+                "None. Use model.fit(images, np.arange(len(images)), ...)."
+            )
+        return *views, labels
+
+    def objective(self, *batch, training=True):
+        views, index = batch, None
+        if self.needs_index and training:
+            *views, index = batch
         z, keys = self._projections(views, training)
         options = {"keys": keys, "block_rows": self.loss_block_rows}
-        loss = getattr(multi_view, self.loss_name)(z, self.temperature, **options)
+        loss = self._loss(z, options, index)
         # Without the positive in the denominator there is one candidate less.
         candidates = len(z) * (tf.shape(z[0])[0] - 1)
-        candidates += 1 if self.loss_name == "nt_xent" else 0
+        candidates += 1 if self.loss_name in ("nt_xent", "hcl") else 0
         return loss, {
             # 0 is chance at every batch size, so runs can be compared.
             "loss_above_chance": loss - tf.math.log(tf.cast(candidates, tf.float32)),
             "contrastive_top1": metrics.multi_view_top1(z, **options),
         }
+
+    def _loss(self, z, options: dict, index):
+        if self.loss_name == "hcl":
+            options = {**options, "beta": self.hcl_beta, "tau_plus": self.hcl_tau_plus}
+        if self.loss_name != "sogclr":
+            return getattr(multi_view, self.loss_name)(z, self.temperature, **options)
+        if index is None:  # in evaluation, as if every image were new
+            return multi_view.dcl(z, self.temperature, **options)
+        loss, means = multi_view.sogclr(
+            z,
+            self.temperature,
+            log_means=tf.gather(self.log_means, index),
+            gamma=self.sogclr_gamma,
+            **options,
+        )
+        self._new_means = index, means  # stored after the update of this step
+        return loss
+
+    def after_update(self, step):
+        super().after_update(step)
+        if self._new_means is not None:
+            index, means = self._new_means
+            rows = tf.cast(index, tf.int64)[:, None]
+            updated = tf.tensor_scatter_nd_update(self.log_means, rows, means)
+            self.log_means.assign(updated)
+            self._new_means = None
 
     def _projections(self, views, training):
         """Returns z of every view, `[n, d]` float32 each, and the keys or None."""
@@ -118,6 +214,8 @@ class SimCLR(MomentumMethod):
             "temperature": self.temperature,
             "loss": self.loss_name,
             "loss_block_rows": self.loss_block_rows,
+            **{name: getattr(self, name) for name in LOSSES[self.loss_name]},
+            **({"num_images": self.num_images} if self.num_images else {}),
         }
 
     @classmethod

@@ -101,7 +101,7 @@ def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
     gc.collect()
     start = time.monotonic()
     steps = WARM_STEPS + timed_steps
-    model = build.method(config, steps)
+    model = build.method(config, steps, len(images))
     schedule = build.schedule(config, steps)
     optimizer = build.optimizer(config, schedule, model.learned_variables)
     model.compile(optimizer=optimizer, jit_compile=config.jit_compile == "true")
@@ -109,7 +109,12 @@ def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
     base = reset_peak()
     clock = _Clock()
     steps_data = batches.training_batches(
-        images, config.batch_size, config.seed, 0, steps + 2
+        images,
+        config.batch_size,
+        config.seed,
+        0,
+        steps + 2,
+        labels=np.arange(len(images)) if model.needs_index else None,
     )
     model.fit(steps_data.take(steps), callbacks=[clock], shuffle=False, verbose=0)
     step_peak = recorder.peak_memory()

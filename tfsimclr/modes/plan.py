@@ -91,7 +91,7 @@ def counts(config: Config) -> dict:
         of the encoder), `forward_macs` (one image through the encoder) and `step_macs`
         (a training step per image: all its views, forward and backward).
     """
-    model = build.method(config, total_steps=1)
+    model = build.method(config, total_steps=1, num_images=config.batch_size)
     learned = model.learned_variables
     size, batch = config.image_size, config.batch_size
 
@@ -102,7 +102,9 @@ def counts(config: Config) -> dict:
 
     sizes = [size] * config.num_views
     sizes += [config.local_image_size or 0] * config.num_local_views
-    views = [tf.TensorSpec([batch, side, side, 3]) for side in sizes]
+    inputs = [tf.TensorSpec([batch, side, side, 3]) for side in sizes]
+    if model.needs_index:
+        inputs.append(tf.TensorSpec([batch], tf.int64))
     image = tf.TensorSpec([1, size, size, 3])
     return {
         "learned": sum(math.prod(v.shape) for v in learned),
@@ -111,7 +113,7 @@ def counts(config: Config) -> dict:
         "forward_macs": flops.multiply_adds(
             lambda x: model.encoder(x, training=False), image
         ),
-        "step_macs": flops.multiply_adds(gradients, *views) / batch,
+        "step_macs": flops.multiply_adds(gradients, *inputs) / batch,
     }
 
 

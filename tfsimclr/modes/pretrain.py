@@ -2,6 +2,8 @@
 
 import pathlib
 
+import numpy as np
+
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
 from tfsimclr.settings.config import Config
@@ -22,7 +24,8 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     """
     images, validation = build.pretraining_images(config, dataset)
     steps_per_epoch = len(images) // config.batch_size
-    model = build.method(config, config.epochs * steps_per_epoch)
+    model = build.method(config, config.epochs * steps_per_epoch, len(images))
+    index = np.arange(len(images)) if model.needs_index else None
     schedule = build.schedule(config, steps_per_epoch)
     fit.fit(
         model,
@@ -31,9 +34,10 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         images,
         workdir,
         validation=validation,
+        labels=index,
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,
-        meta={"config": config.pretraining()},
+        meta={"config": config.pretraining(), "num_images": len(images)},
         **build.fit_options(config),
     )

@@ -28,14 +28,20 @@ def model(config: Config, workdir: pathlib.Path):
             "Run with --mode=pretrain or --mode=all first."
         )
     arrays, meta = checkpoint
-    network = untrained(config)
+    network = untrained(config, meta.get("num_images", 1))
     checkpoints.restore(network, arrays)
     return network, meta
 
 
-def untrained(config: Config):
-    """Returns the model as it was before its first step, in float32."""
-    return build.method(dataclasses.replace(config, precision="float32"))
+def untrained(config: Config, num_images: int = 1):
+    """Returns the model as it was before its first step, in float32.
+
+    Args:
+        config: Resolved.
+        num_images: Images of the training, which only --loss=sogclr needs.
+    """
+    config = dataclasses.replace(config, precision="float32")
+    return build.method(config, num_images=num_images)
 
 
 def save_classifier(

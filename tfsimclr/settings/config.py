@@ -175,9 +175,34 @@ class Config:
     )
     loss: str = option(
         "nt_xent",
-        "Loss of simclr. nt_xent, or for small batches without the positive in "
-        "the denominator: dcl, and its weighted form dclw.",
-        choices=("nt_xent", "dcl", "dclw"),
+        "Loss of simclr. nt_xent; without the positive in the denominator, for small "
+        "batches: dcl, and its weighted form dclw; hcl weights hard negatives; sogclr "
+        "keeps a running denominator of every image, for small batches.",
+        choices=("nt_xent", "dcl", "dclw", "hcl", "sogclr"),
+    )
+    hcl_beta: float | None = option(
+        None,
+        "Concentration of --loss=hcl on hard negatives; 0 weights all alike. Default: "
+        "1.",
+        minimum=0,
+        maximum=100,
+        since="0.3",
+    )
+    hcl_tau_plus: float | None = option(
+        None,
+        "Probability in --loss=hcl that a negative is of the anchor's class: about 1 / "
+        "the number of classes; 0 turns the correction off. Default 0.1.",
+        minimum=0,
+        maximum=0.99,
+        since="0.3",
+    )
+    sogclr_gamma: float | None = option(
+        None,
+        "Weight of the newest batch in the running denominators of --loss=sogclr; 1 is "
+        "dcl. Lower it for smaller batches and more epochs. Default 0.9.",
+        greater_than=0,
+        maximum=1,
+        since="0.3",
     )
     loss_block_rows: int = option(
         0,

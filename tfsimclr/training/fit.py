@@ -50,7 +50,8 @@ def fit(
         validation: uint8 `[m, s, s, 3]`, images that are not trained on. The loss on
             them is recorded after every epoch, in columns whose names begin with
             `val_`.
-        labels: int64 `[n]`, for a model that learns from labels.
+        labels: int64 `[n]`, for a model that learns from labels, or that needs the
+            index of every image.
         batch_size: Images per step.
         seed: Seed of the order of the images.
         epochs: Epochs; each ends with a row in history.csv and a checkpoint.
