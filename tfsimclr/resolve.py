@@ -79,19 +79,7 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
                 + (f" (or {', '.join(users[1:])})" if users[1:] else "")
                 + "."
             )
-    for loss, settings in LOSSES.items():
-        for name in settings:
-            if name in user_set and config.loss != loss:
-                raise UserError(
-                    f"--{name} means nothing to --loss={config.loss}. Leave it out, or "
-                    f"use --loss={loss}."
-                )
-    for name in LOCAL_VIEWS:
-        if name in user_set and not config.num_local_views:
-            raise UserError(
-                f"--{name} means nothing without local views. Leave it out, or add "
-                "--num_local_views=4."
-            )
+    _check_loss_and_views(config, user_set)
     if config.dataset == "textures" and "data_dir" in user_set and config.data_dir:
         raise UserError(
             f"--data_dir={config.data_dir} means nothing to --dataset=textures, whose "
@@ -116,6 +104,22 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
                 f"--mode={' or '.join(modes)}."
             )
     _check_mode(config)
+
+
+def _check_loss_and_views(config: Config, user_set) -> None:
+    for loss, settings in LOSSES.items():
+        for name in settings:
+            if name in user_set and config.loss != loss:
+                raise UserError(
+                    f"--{name} means nothing to --loss={config.loss}. Leave it out, or "
+                    f"use --loss={loss}."
+                )
+    for name in LOCAL_VIEWS:
+        if name in user_set and not config.num_local_views:
+            raise UserError(
+                f"--{name} means nothing without local views. Leave it out, or add "
+                "--num_local_views=4."
+            )
 
 
 def _check_choice(setting: str, value: str, choices) -> None:
