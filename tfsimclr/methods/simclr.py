@@ -125,7 +125,8 @@ class SimCLR(MomentumMethod):
         self.sogclr_gamma = settings.get("sogclr_gamma")
         self.num_images = num_images
         self.log_means = None
-        self._new_means = None
+        self._new_means: tuple | None = None
+        self.needs_index = loss == "sogclr"
         if num_images is not None:
             # Logarithms: exp(1 / temperature) overflows at small temperatures.
             self.log_means = self.add_weight(
@@ -135,10 +136,6 @@ class SimCLR(MomentumMethod):
                 trainable=False,
                 name="log_means",
             )
-
-    @property
-    def needs_index(self) -> bool:
-        return self.loss_name == "sogclr"
 
     def prepare_batch(self, images, labels, step=None):
         """Returns the views, and for `sogclr` the indices of the images, `[n]`."""
