@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsimclr.errors import UserError
+from tfsimclr.methods import inputs
 from tfsimclr.networks.momentum import MomentumNetwork
 from tfsimclr.networks.names import feature_names
 from tfsimclr.views import random_view
@@ -159,7 +160,8 @@ class Method(keras.Model):
         """Runs after the update of a step (0, 1, ...): moving averages, queues."""
 
     def call(self, images, training=False):
-        """Returns `[h, head_1, ..., z]` of images `[n, H, W, 3]` in 0-1."""
+        """Returns `[h, head_1, ..., z]` of float images `[n, H, W, 3]` in 0-1."""
+        inputs.check_float(images, "call")
         return self.head(self.encoder(images, training=training), training=training)
 
     def project(self, view, training=True) -> Outputs:
@@ -172,6 +174,31 @@ class Method(keras.Model):
         """Returns the views in groups of one size: the large ones, the local ones."""
         groups = [tuple(views[: self.num_views]), tuple(views[self.num_views :])]
         return [group for group in groups if group]
+
+    def fit(self, x=None, *args, **kwargs):
+        """As `keras.Model.fit`, on images `[n, H, W, 3]` in 0-255."""
+        inputs.check_0_255(x, "fit")
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple | list):
+            validation = validation[0]
+        inputs.check_0_255(validation, "fit(validation_data=...)")
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """As `keras.Model.evaluate`, on images `[n, H, W, 3]` in 0-255.
+
+        It is the loss of the method on fixed views; see `test_step`.
+        """
+        inputs.check_0_255(x, "evaluate")
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """As `keras.Model.predict`, of float images `[n, s, s, 3]` in 0-1.
+
+        Returns `[h, head_1, ..., z]`. `features` takes images as they are.
+        """
+        inputs.check_0_1(x, "predict")
+        return super().predict(x, *args, **kwargs)
 
     def train_step(self, data):
         batch = self.prepare_batch(*keras.utils.unpack_x_y_sample_weight(data)[:2])
@@ -189,6 +216,7 @@ class Method(keras.Model):
         return self.update_metrics(norm, loss=loss, **logs)
 
     def test_step(self, data):
+        """Returns the loss and the measures of held-out images; changes no weight."""
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         batch = self.prepare_test_batch(images, labels)
         loss, logs = self.objective(*batch, training=False)
@@ -253,17 +281,24 @@ class Method(keras.Model):
 
         Args:
             images: `[n, H, W, 3]` in 0-255, uint8 or float; resized to the views' size.
-            batch_size: Images at a time.
+                Or batches of them, as `fit` takes: a `tf.data.Dataset`, a `PyDataset`,
+                a generator, or another iterable. Labels are left out.
+            batch_size: Images at a time, of an array.
 
         Returns:
             `{"h": [n, d], "head_1": ..., "z": ...}`, float32.
+
+        Raises:
+            UserError: If there is no image, batches have no end, or float images are in
+                0-1.
         """
-        if not len(images):
-            raise UserError(f"features needs at least one image, got {len(images)}.")
+        inputs.check_0_255(images, "features")
         parts = [
-            [layer.numpy() for layer in self._features(images[i : i + batch_size])]
-            for i in range(0, len(images), batch_size)
+            [layer.numpy() for layer in self._features(batch)]
+            for batch in inputs.batches(images, batch_size)
         ]
+        if not parts:
+            raise UserError("features needs at least one image, got none.")
         names = feature_names(len(parts[0]) - 1)
         layers = (np.concatenate(layer) for layer in zip(*parts, strict=True))
         return dict(zip(names, layers, strict=True))
