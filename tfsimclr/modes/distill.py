@@ -50,7 +50,7 @@ def distill(
         "generation": training.get("generation", 0) + 1,
         "temperature": config.temperature,
     }
-    if classifiers.is_finished(workdir, "distill", settings):
+    if classifiers.is_finished(workdir, "distill", settings, config.epochs):
         return workdir
     images, validation = build.pretraining_images(config, dataset)
     student = functools.partial(

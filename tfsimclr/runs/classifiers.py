@@ -70,13 +70,14 @@ def description(config: Config, layer: str, class_names, **about) -> dict:
     }
 
 
-def is_finished(folder: pathlib.Path, part: str, about: dict) -> bool:
+def is_finished(folder: pathlib.Path, part: str, about: dict, epochs: int = 0) -> bool:
     """Returns whether a folder holds a network that is trained and scored.
 
     Args:
         folder: Need not exist.
         part: "finetune" or "distill".
         about: Settings of the network, as JSON values.
+        epochs: Epochs of the training loop, if they may have become more.
 
     Raises:
         UserError: If the folder holds a network of other settings.
@@ -96,7 +97,7 @@ def is_finished(folder: pathlib.Path, part: str, about: dict) -> bool:
             "flags, or remove that folder to train it again."
         )
     result = _result(folder)
-    if part not in result:
+    if part not in result or len(checkpoint[1]["rows"]) < epochs:
         return False
     print(f"Finished before: {folder}, top-1 {_percent(result['top1'])}.")
     return True

@@ -168,17 +168,45 @@ def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
 def _check_same(config: Config, flags_file: pathlib.Path) -> None:
     before = _read_flags(flags_file)
     now = config.pretraining()
+    different = [name for name in now if name in before and before[name] != now[name]]
+    if not different:
+        return
+    if different == ["epochs"] and config.epochs > int(before["epochs"]):
+        if config.mode in ("all", "pretrain", "distill"):
+            _check_longer(config, before["epochs"], flags_file.parent)
+            return
     differences = [
         f"--{name}={before[name]} there, --{name}={now[name]} here"
-        for name in now
-        if name in before and before[name] != now[name]
+        for name in different
     ]
-    if differences:
+    raise UserError(
+        f"{flags_file.parent} holds a run of other settings: "
+        f"{'; '.join(differences)}. Give the same flags (--flagfile={flags_file}) "
+        "to continue it, or another --workdir."
+    )
+
+
+def _check_longer(config: Config, epochs: str, path: pathlib.Path) -> None:
+    """Checks that a run can get more epochs, as if it had had them from the start.
+
+    Args:
+        config: The settings with the new number of epochs.
+        epochs: The number before.
+        path: The run folder.
+
+    Raises:
+        UserError: If a schedule over the whole run makes it another run.
+    """
+    schedules = [f"--{name}" for name in ("schedule", "ema_schedule")]
+    schedules = [name for name in schedules if getattr(config, name[2:]) == "cosine"]
+    if schedules:
         raise UserError(
-            f"{flags_file.parent} holds a run of other settings: "
-            f"{'; '.join(differences)}. Give the same flags (--flagfile={flags_file}) "
-            "to continue it, or another --workdir."
+            f"{path} is a run of {epochs} epochs, and {' and '.join(schedules)}=cosine "
+            f"ends there: with {config.epochs} epochs it would have been another run "
+            "from its first step. Name a new --workdir for the longer run. Only runs "
+            "with constant schedules can get more epochs."
         )
+    print(f"{path} has {epochs} epochs and goes on to {config.epochs}.")
 
 
 def _is_fresh(path: pathlib.Path) -> bool:
