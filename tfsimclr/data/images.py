@@ -3,6 +3,8 @@
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
+import functools
 import io
 import logging
 import os
@@ -355,16 +357,44 @@ def _in_threads(work, rows: Iterable, threads: int | None = None) -> Iterator:
 
 @contextlib.contextmanager
 def _quietly():
-    """Hides Pillow's warnings and log, which name no file and take several lines."""
+    """Hides what Pillow and libtiff print: it names no file and takes several lines."""
     logger = logging.getLogger("PIL")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_libtiff():
             warnings.filterwarnings("ignore", module="PIL")
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_libtiff():
+    """Removes libtiff's handler of errors, which prints; Pillow raises in any case."""
+    library = _libtiff()
+    if library is None:
+        yield
+        return
+    handler = library.TIFFSetErrorHandler(None)
+    try:
+        yield
+    finally:
+        library.TIFFSetErrorHandler(handler)
+
+
+@functools.cache
+def _libtiff() -> ctypes.CDLL | None:
+    """Returns the libtiff that Pillow has loaded; None where that is not known."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            paths = [line.split()[-1] for line in file if "/libtiff" in line]
+        library = ctypes.CDLL(paths[0])
+        library.TIFFSetErrorHandler.restype = ctypes.c_void_p
+        library.TIFFSetErrorHandler.argtypes = [ctypes.c_void_p]
+        return library
+    except (OSError, IndexError, AttributeError):
+        return None
 
 
 def _attempt(work, source: str | bytes, name: str):
@@ -471,7 +501,11 @@ def _reason(error: Exception, source: str | bytes) -> str:
             kinds.describe(head, HAS_HEIF)
             or "not an image, or damaged at its beginning"
         )
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if isinstance(error, (UserError, Image.DecompressionBombError, MemoryError)):
+        return text
+    what = kinds.describe(head, HAS_HEIF)
+    return f"{what}: {text}" if what.startswith(kinds.DAMAGED) else text
 
 
 def _head(source: str | bytes) -> bytes:

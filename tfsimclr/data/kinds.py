@@ -1,10 +1,11 @@
 """What a file is by its first bytes, if it is not the image that its name says."""
 
 HEAD_BYTES = 160
+DAMAGED = "a damaged"  # how the description of an image begins
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_HINT = "install tfsimclr[heif] to read it, or convert it to JPEG"
-_AVIF = "a damaged AVIF image, or one that this Pillow cannot read"
+_AVIF = f"{DAMAGED} AVIF image, or one that this Pillow cannot read"
 _NO_CONTENT = "only zeros: its download or copy failed"
 # First bytes -> what that is.
 _STARTS = (
@@ -49,7 +50,7 @@ def describe(head: bytes, has_heif: bool = False) -> str:
             return description
     for start, name in _IMAGE_STARTS.items():
         if head.startswith(start):
-            return f"a damaged {name} image"
+            return f"{DAMAGED} {name} image"
     return _container(head, has_heif) or _text(head)
 
 
@@ -58,10 +59,12 @@ def _container(head: bytes, has_heif: bool) -> str:
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in _HEIF_BRANDS:
-            return "a damaged HEIC image" if has_heif else f"a HEIC image: {_HEIF_HINT}"
+            return (
+                f"{DAMAGED} HEIC image" if has_heif else f"a HEIC image: {_HEIF_HINT}"
+            )
         return _AVIF if brand in _AVIF_BRANDS else "a video"
     if head.startswith(b"RIFF"):
-        return "a damaged WebP image" if head[8:12] == b"WEBP" else "a sound or video"
+        return f"{DAMAGED} WebP image" if head[8:12] == b"WEBP" else "a sound or video"
     if head[128:132] == b"DICM":
         return "a DICOM image: save it as PNG or TIFF"
     return ""

@@ -160,9 +160,13 @@ def unreadable_kinds(reasons: Sequence[str]) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     """Returns "200 .heic, 3 .csv and 2 kinds more", the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    named = [f"{count} {key}" for key, count in ordered[:_MAX_NAMED]]
+    named = [
+        f"{count} {key.replace('images', 'image', 1) if count == 1 else key}"
+        for key, count in ordered[:_MAX_NAMED]
+    ]
     rest = len(ordered) - len(named)
-    return ", ".join(named) + (f" and {rest} kinds more" if rest else "")
+    more = f" and {rest} more kind{'s' * (rest > 1)}" if rest else ""
+    return ", ".join(named) + more
 
 
 def _hint(source) -> str:
