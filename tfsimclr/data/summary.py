@@ -104,9 +104,10 @@ def content_lines(content: Mapping) -> list[str]:
     if "values" in content:
         lines.append(_values_line(content))
     if content.get("several_frames"):
+        count = content["several_frames"]
         lines.append(
-            f"note: {content['several_frames']} files hold several pages or frames; "
-            "the first of each is used"
+            f"note: {count} file{'s hold' if count > 1 else ' holds'} several pages or "
+            "frames; the first of each is used"
         )
     if "duplicates" in content:
         lines.append(_duplicates_line(content))
