@@ -45,6 +45,12 @@ def main(default_experiments: pathlib.Path, arguments: list[str] | None = None) 
         "flags/paper,flags/study/rates. --rows is the old name.",
     )
     parser.add_argument(
+        "--vary",
+        help="A setting and its values, such as batch_size=16,32,64: each flagfile is "
+        "one experiment for every value. The tables then have one row a flagfile and "
+        "one column a value.",
+    )
+    parser.add_argument(
         "--jobs",
         type=int,
         default=1,
@@ -75,8 +81,9 @@ def run_study(options: argparse.Namespace, overrides: list[str]) -> bool:
         UserError: If an option or a flag is invalid.
     """
     settings = plan.settings_in(overrides)
+    vary = None if options.vary is None else plan.parse_vary(options.vary)
     for name in SET_BY_STUDY:
-        if name in settings:
+        if name in settings or (vary and name == vary[0]):
             raise UserError(f"--{name} is set by the study; see --seeds and --out.")
     for name in ("seeds", "jobs"):
         if getattr(options, name) < 1:
@@ -87,7 +94,7 @@ def run_study(options: argparse.Namespace, overrides: list[str]) -> bool:
     study = runner.Study(out, settings)
     flag_files = plan.experiment_files(options.experiments)
     experiments, runs = plan.plan(
-        flag_files, overrides, options.seeds, out, study.runs.values()
+        flag_files, overrides, options.seeds, out, study.runs.values(), vary
     )
     print(describe(experiments, runs, settings), flush=True)
     if options.dry_run:

@@ -184,6 +184,7 @@ def plan(
     seeds: int,
     out: pathlib.Path,
     known: Iterable[Run] = (),
+    vary: tuple[str, tuple[str, ...]] | None = None,
 ) -> tuple[dict[str, dict], list[Run]]:
     """Returns the experiments and the runs that they need, seed by seed.
 
@@ -195,6 +196,8 @@ def plan(
         seeds: Number of seeds; they are 0, 1, ...
         out: Folder of the run folders.
         known: Runs that exist already. They are shared where the settings are the same.
+        vary: None, or a setting and its values: each flagfile is then one experiment
+            for every value, named after both: dcl_64.
 
     Returns:
         `{experiment: {"group", "own", "feature", "runs"}}`, where `group` is the name
@@ -210,16 +213,21 @@ def plan(
     for name, path in files.items():
         flagfiles.expand([f"--flagfile={path}"])  # checks that it is a flagfile
         base, own = base_and_own(path)
-        lines[name] = base + overrides + own
         group = path.resolve().parent.name
-        experiments[name] = {"group": group, "own": settings_in(own), "runs": {}}
+        for suffix, last in _variants(vary):
+            lines[name + suffix] = base + overrides + own + last
+            experiments[name + suffix] = {
+                "group": group,
+                "own": settings_in(own + last),
+                "runs": {},
+            }
     folders = {_key(run.config): (run.experiment, run.folder) for run in known}
     for seed in range(seeds):
         for name, experiment in experiments.items():
             try:
                 config = read_config([*lines[name], f"--seed={seed}"])
             except UserError as error:
-                raise UserError(f"{files[name]}: {error}") from None
+                raise UserError(f"Experiment {name}: {error}") from None
             key = _key(config)
             if key not in runs:
                 first, folder = folders.get(key, (name, out / f"{name}-seed{seed}"))
@@ -228,6 +236,31 @@ def plan(
             experiment["feature"] = config.feature
             experiment["runs"][str(seed)] = runs[key].name
     return experiments, list(runs.values())
+
+
+def _variants(vary) -> list[tuple[str, list[str]]]:
+    """Returns pairs of the end of an experiment's name and its last flags."""
+    if vary is None:
+        return [("", [])]
+    setting, values = vary
+    return [(f"_{value}", [f"--{setting}={value}"]) for value in values]
+
+
+def parse_vary(text: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the setting and the values of `--vary=batch_size=16,32`.
+
+    Raises:
+        UserError: If the text has another form, or a value is no value of the setting.
+    """
+    setting, _, values = text.partition("=")
+    if not setting or not values:
+        raise UserError(
+            f"--vary must be a setting and its values, such as batch_size=16,32, got "
+            f"{text!r}."
+        )
+    for value in values.split(","):
+        settings_in([f"--{setting}={value}"])
+    return setting, tuple(values.split(","))
 
 
 def read_config(lines: list[str]) -> configs.Config:
