@@ -21,11 +21,11 @@ OVERRIDES += ["--epochs=2"]
 def study(tmp_path):
     """Returns a function: seeds, experiments -> a planned study without results."""
 
-    def make(seeds=3, experiments="flags/paper"):
+    def make(seeds=3, experiments="flags/paper", vary=None):
         places = ",".join(str(ROOT / place) for place in experiments.split(","))
         files = plan.experiment_files(places)
         study = runner.Study(tmp_path, plan.settings_in(OVERRIDES))
-        study.add(*plan.plan(files, OVERRIDES, seeds, tmp_path))
+        study.add(*plan.plan(files, OVERRIDES, seeds, tmp_path, vary=vary))
         study.save()
         return study
 
@@ -42,6 +42,7 @@ def write_run(study, name, h, z=0.5, epochs=2, **changes):
         scores[f"head_{i}"] = h - i / 100
     features = {k: {"top1": v, "knn": v - 0.05} for k, v in scores.items()}
     spent = {"epochs": epochs, "images_per_second": 100, "peak_memory_bytes": 1.5e9}
+    spent["seconds"] = 7.0
     result = {"config": config, "pretrain": spent, "features": features}
     (run.folder / "result.json").write_text(json.dumps(result))
     history = ["epoch,loss_above_chance,contrastive_top1", "1,-0.5,0.1", "2,-1,0.2"]
@@ -332,3 +333,37 @@ def test_the_curves_are_those_of_all_runs(study, monkeypatch):
     assert list(left.lines[0].get_ydata()) == [-0.5, -1]
     labels = [text.get_text() for text in left.get_legend().get_texts()]
     assert labels == ["baseline_128", "lars"]
+
+
+def test_a_varied_setting_has_a_column_for_each_value(study, capsys):
+    small = "flags/study/small_batch"
+    made = study(
+        2,
+        f"{small}/baseline.flags,{small}/dcl.flags",
+        plan.parse_vary("batch_size=16,64"),
+    )
+    assert made.experiments["dcl_16"]["own"] == {"loss": "dcl", "batch_size": 16}
+    scores = {"baseline_16": 0.5, "dcl_16": 0.55, "baseline_64": 0.6}
+    for name, score in scores.items():
+        for seed in (0, 1):
+            write_run(made, f"{name}-seed{seed}", score + seed / 100)
+    text, numbers = make_tables(made, capsys)
+    caption = "Batch: top-1 over its values"
+    assert line(text, caption, "Run") == ["Run", "Batch 16", "Batch 64"]
+    row = line(text, caption, "baseline")
+    assert row == ["baseline", "50.50 ± 0.71", "60.50 ± 0.71"]
+    assert line(text, caption, "dcl") == ["dcl", "55.50 ± 0.71", "missing"]
+    row = line(text, "Batch: difference to baseline at the same value", "dcl")
+    assert row == ["dcl", "+5.00 [+5.00, +5.00]", "missing"]
+    row = line(text, "Batch: seconds of pretraining", "dcl")
+    assert row == ["dcl", "7", "missing"]
+    assert len(numbers["batch_size"]) == 4
+    assert (made.out / "tables" / "batch_size.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "batch_size", "batch_size=", "batch_size=a", "x=1"]
+)
+def test_a_wrong_vary_is_refused(text):
+    with pytest.raises(ValueError):
+        plan.parse_vary(text)

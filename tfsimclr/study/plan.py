@@ -202,7 +202,8 @@ def plan(
     Returns:
         `{experiment: {"group", "own", "feature", "runs"}}`, where `group` is the name
         of the flagfile's folder, `own` its own settings and `runs` is {seed: run name};
-        and the runs.
+        with `vary` also "file", the flagfile's name, and "vary", the setting's; and the
+        runs.
 
     Raises:
         UserError: If the settings of an experiment are invalid.
@@ -221,6 +222,8 @@ def plan(
                 "own": settings_in(own + last),
                 "runs": {},
             }
+            if vary is not None:
+                experiments[name + suffix] |= {"file": name, "vary": vary[0]}
     folders = {_key(run.config): (run.experiment, run.folder) for run in known}
     for seed in range(seeds):
         for name, experiment in experiments.items():

@@ -113,6 +113,41 @@ def difference_text(row: dict) -> str:
     return text if row["pairs"] == row["seeds"] else f"{text} ({row['pairs']} pairs)"
 
 
+def varied(setting: str, first: str, numbers: pd.DataFrame) -> list[Table]:
+    """Returns the scores over the values of a setting, and their differences.
+
+    Args:
+        setting: The setting that varies, such as batch_size.
+        first: Name of the flagfile that the others are compared with.
+        numbers: One row per flagfile and value; the columns of `tables.varied_tables`.
+    """
+    name = HEADINGS.get(setting, setting)
+    rows = numbers.to_dict("records")
+    texts = {
+        setting: [mean_text(row) for row in rows],
+        f"{setting}_differences": [difference_text(row) for row in rows],
+        f"{setting}_seconds": [
+            MISSING if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}"
+            for row in rows
+        ],
+    }
+    captions = {
+        setting: f"{name}: top-1 over its values",
+        f"{setting}_differences": f"{name}: difference to {first} at the same value",
+        f"{setting}_seconds": f"{name}: seconds of pretraining",
+    }
+    tables = []
+    for table, text in texts.items():
+        cells = numbers.assign(text=text).pivot(
+            index="file", columns="value", values="text"
+        )
+        cells = cells.reindex(numbers["file"].unique()).fillna(MISSING)
+        cells.columns = [f"{name} {value}" for value in cells.columns]
+        shown = cells.rename_axis("Run").reset_index()
+        tables.append(Table(table, captions[table], numbers, shown))
+    return tables
+
+
 def every_feature(numbers: pd.DataFrame) -> Table:
     """Returns the table of all features, with the mean of an experiment's seeds.
 
@@ -226,6 +261,31 @@ def draw_intervals(
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set_xlabel(f"top-1 minus that of {reference[0]}, points")
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_varied(table: Table, path: pathlib.Path) -> None:
+    """Draws top-1 over the values of a setting, one line for each flagfile.
+
+    Bands are 95 % intervals of the mean; one seed has none.
+
+    Args:
+        table: The first table of `varied`.
+        path: The PNG file.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4))
+    values = sorted(table.numbers["value"].unique())
+    for name, of_file in table.numbers.groupby("file", sort=False):
+        of_file = of_file.dropna(subset="mean").sort_values("value")
+        places = [values.index(value) for value in of_file["value"]]
+        (line,) = axes.plot(places, of_file["mean"], marker="o", label=name)
+        low = of_file["mean"] - of_file["half_width"]
+        high = of_file["mean"] + of_file["half_width"]
+        axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
+    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    axes.set_xlabel(HEADINGS.get(table.name, table.name))
+    axes.set_ylabel("top-1, %")
     axes.legend(fontsize=8)
     save(figure, path)
 

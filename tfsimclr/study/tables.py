@@ -4,7 +4,7 @@ python scripts/tables.py runs/<study>
 
 Reads a study folder of scripts/study.py, finished or not, and writes
 runs/<study>/tables/: tables.md, tables.tex, a CSV per table, intervals.png and
-curves.png.
+curves.png; after a study with --vary=batch_size=... also batch_size.png.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
         study = Results(folder, options.reference)
     except UserError as error:
         sys.exit(f"tables: {error}")
-    tables = [*paper_tables(study), *extra_tables(study), features_table(study)]
+    varied = varied_tables(study)
+    tables = [*paper_tables(study), *varied, *extra_tables(study)]
+    tables.append(features_table(study))
     out = folder / "tables"
     out.mkdir(exist_ok=True)
     for table in tables:
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     paper = PAPER.get(study.reference, (None, float("nan")))[1]
     reference = study.label(study.reference), paper
     rendering.draw_intervals(everything, reference, out / "intervals.png")
+    for table in varied:
+        if table.name in study.varied:
+            rendering.draw_varied(table, out / f"{table.name}.png")
     runs = [study.runs[name] for name in study.in_order()]
     rendering.draw_curves(runs, out / "curves.png")
     print(markdown)
@@ -94,6 +99,12 @@ class Results:
         self.of_paper = any(name in PAPER for name in self.experiments)
         default = REFERENCE if self.of_paper else next(iter(self.experiments))
         self.reference = reference or default
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings of `--vary`."""
+        settings = [entry.get("vary") for entry in self.experiments.values()]
+        return list(dict.fromkeys(filter(None, settings)))
 
     def label(self, experiment: str) -> str:
         """Returns the name for readers, the paper's if it has the experiment."""
@@ -198,6 +209,52 @@ def paper_tables(study: Results) -> list[rendering.Table]:
         caption = f"Table {number}: {title}"
         tables.append(rendering.comparison(f"table_{number}", caption, numbers))
     return tables
+
+
+def varied_tables(study: Results) -> list[rendering.Table]:
+    """Returns three tables for each setting of `--vary`.
+
+    The scores over its values, the differences to the first flagfile at the same value,
+    and the seconds of pretraining.
+    """
+    tables = []
+    for setting in study.varied:
+        entries = {
+            name: entry
+            for name, entry in study.experiments.items()
+            if entry.get("vary") == setting
+        }
+        first = next(iter(entries.values()))["file"]
+        numbers = []
+        for name, entry in entries.items():
+            value = entry["own"][setting]
+            scores = pd.Series(study.top1(name), dtype=float)
+            reference = pd.Series(study.top1(f"{first}_{value}"), dtype=float)
+            difference = (scores - reference).dropna()  # aligned by seed
+            numbers.append(
+                {
+                    **{"file": entry["file"], "value": value},
+                    **{"mean": scores.mean(), "half_width": half_width(scores)},
+                    **{"deviation": scores.std(), "seeds": len(scores)},
+                    **{"run": entry["file"], "reference": first},
+                    "difference": difference.mean(),
+                    "low": difference.mean() - half_width(difference),
+                    "high": difference.mean() + half_width(difference),
+                    "pairs": len(difference),
+                    **seconds(study, name),
+                }
+            )
+        tables += rendering.varied(setting, first, pd.DataFrame(numbers))
+    return tables
+
+
+def seconds(study: Results, experiment: str) -> dict[str, float]:
+    """Returns the seconds of the pretraining, the mean over the runs."""
+    names = study.experiments[experiment]["runs"].values()
+    values = [
+        study.results[n]["pretrain"]["seconds"] for n in names if n in study.results
+    ]
+    return {"seconds": pd.Series(values, dtype=float).mean()}
 
 
 def extra_tables(study: Results) -> list[rendering.Table]:
