@@ -36,6 +36,11 @@ ROWS = {
         {"learning_rate": 0.2, "ema_schedule": "constant"},
         slow=True,
     ),
+    "group_norm": Row(
+        {"norm": "group", "proj_batch_norm": "true"},
+        {"learning_rate": 0.2},
+        slow=True,
+    ),
     "hcl": Row({"loss": "hcl", "hcl_beta": 0.5}, {"learning_rate": 0.2}, slow=True),
     # Three views, one of them local, so that resuming is tested with both.
     "sogclr": Row(

@@ -47,6 +47,7 @@ _REGISTERED = {
     "Views": "tfsimclr.views.random_view",
     "ProjectionHead": "tfsimclr.networks.heads",
     "SplitBatchNormalization": "tfsimclr.networks.norms",
+    "StandardizedConv2D": "tfsimclr.networks.standardization",
     "MomentumNetwork": "tfsimclr.networks.momentum",
     "LARS": "tfsimclr.optimizers.lars",
     "Schedule": "tfsimclr.optimizers.schedules",

@@ -77,6 +77,7 @@ def method(config: Config, total_steps: int | None = None, num_images: int = 1):
         hidden_dim=hidden,
         activation=config.proj_activation,
         batch_norm=_BATCH_NORM[config.proj_batch_norm],
+        norm=config.norm,
     )
     views = Views(
         image_size=config.image_size,
@@ -104,6 +105,7 @@ def method(config: Config, total_steps: int | None = None, num_images: int = 1):
             hidden_dim=config.pred_hidden or hidden or network.output_shape[-1],
             activation=config.pred_activation,
             batch_norm=_BATCH_NORM[config.pred_batch_norm],
+            norm=config.norm,
             name="predictor",
         )
     return entry.method(network, head, views, seed=config.seed, **arguments)

@@ -277,7 +277,8 @@ def resolve_method(config: Config, num_images: int) -> Config:
     if "bn_groups" in entry.uses:
         # Without a queue all keys are of the query's batch, so batch statistics do not
         # tell the positive from the negatives.
-        groups = norms.default_bn_groups(batch) if config.queue_size else 1
+        leaks = config.queue_size and config.norm == "batch"
+        groups = norms.default_bn_groups(batch) if leaks else 1
         config = config.replace_none(bn_groups=groups)
     if "pred_layers" in entry.uses:
         config = config.replace_none(
@@ -294,6 +295,11 @@ def resolve_method(config: Config, num_images: int) -> Config:
         raise UserError(
             f"--queue_size={config.queue_size} would hold every one of the "
             f"{num_images} images, also a query's own. Use {queue} or less."
+        )
+    if config.norm != "batch" and config.bn_groups not in (None, 1):
+        raise UserError(
+            f"--bn_groups={config.bn_groups} means nothing to --norm={config.norm}, "
+            "which has no batch norm. Leave it out."
         )
     if config.bn_groups and batch % config.bn_groups:
         raise UserError(

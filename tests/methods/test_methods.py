@@ -164,6 +164,10 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
         ({"method": "moco", "bn_groups": 3}, "--bn_groups must divide .*=16, got 3"),
         ({"loss_block_rows": 5}, "--loss_block_rows must divide 32"),
         (
+            {"method": "moco", "norm": "group", "bn_groups": 4},
+            "--bn_groups=4 means nothing to --norm=group",
+        ),
+        (
             {"loss_block_rows": 32, "num_views": 3},
             "--loss_block_rows must divide 48, the rows of all views, got 32",
         ),

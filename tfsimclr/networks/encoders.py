@@ -27,7 +27,7 @@ class Encoder:
 ENCODERS = {
     f"resnet{depth}": Encoder(
         functools.partial(resnet.resnet, depth),
-        uses=("width", "stem", "selective_kernel"),
+        uses=("width", "stem", "selective_kernel", "norm"),
         smallest_image=lambda settings: resnet.smallest_image(settings["stem"]),
     )
     for depth in resnet.DEPTHS

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from tfsimclr.errors import UserError
-from tfsimclr.networks.norms import SplitBatchNormalization
+from tfsimclr.networks import norms
 
 MAX_LAYERS = 8
 
@@ -30,6 +30,8 @@ class ProjectionHead(keras.layers.Layer):
             activation of hidden layers, without an offset after the last layer, as in
             SimCLR. "hidden" omits it after the last layer, as in BYOL.
         bias: Whether the last layer has a bias, as a classifier does.
+        norm: `batch`, or `group` for group norm wherever `batch_norm` asks for batch
+            norm.
         **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
 
     Called on h `[n, d]` it returns a list of 1 + num_layers tensors: h itself, the
@@ -51,6 +53,7 @@ class ProjectionHead(keras.layers.Layer):
         activation: str = "relu",
         batch_norm: bool | str = False,
         bias: bool = False,
+        norm: str = "batch",
         **kwargs,
     ):
         # The dense layers cast their inputs; h itself must be returned uncast.
@@ -63,12 +66,15 @@ class ProjectionHead(keras.layers.Layer):
             raise UserError(
                 f"batch_norm must be True, False or 'hidden', got {batch_norm!r}."
             )
+        if norm not in norms.NORMS:
+            raise UserError(f"norm must be one of {norms.NORMS}, got {norm!r}.")
         self.num_layers = num_layers
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.activation = activation
         self.batch_norm = batch_norm
         self.bias = bias
+        self.norm = norm
         self._activate = _activation(activation)
         self._denses: list = []
         self._norms: list = []
@@ -93,16 +99,18 @@ class ProjectionHead(keras.layers.Layer):
             dense.build((None, width))
             self._denses.append(dense)
             if self._normalised(i):
-                norm = SplitBatchNormalization(
-                    momentum=0.9,
-                    epsilon=1e-5,
-                    center=not last,
-                    dtype=self.dtype_policy,
-                    name=f"{name}_bn",
-                )
+                norm = self._norm(units, name, last)
                 norm.build((None, units))
                 self._norms.append(norm)
             width = units
+
+    def _norm(self, units: int, name: str, last: bool):
+        options = {"center": not last, "dtype": self.dtype_policy}
+        if self.norm == "group":
+            return norms.group_norm(units, f"{name}_gn", **options)
+        return norms.SplitBatchNormalization(
+            momentum=0.9, epsilon=1e-5, name=f"{name}_bn", **options
+        )
 
     def call(self, h, training=False):
         outputs = [h]
@@ -146,6 +154,7 @@ class ProjectionHead(keras.layers.Layer):
             "activation": self.activation,
             "batch_norm": self.batch_norm,
             "bias": self.bias,
+            "norm": self.norm,
         }
         return {**super().get_config(), **settings}
 

@@ -1,9 +1,11 @@
-"""Batch normalisation over sub-batches, as if each were on a separate device."""
+"""Normalisation layers: batch norm over sub-batches, and group norm."""
 
 import keras
 import tensorflow as tf
 
 from tfsimclr.errors import UserError
+
+NORMS = ("batch", "group")
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -94,6 +96,27 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
 
     def get_config(self):
         return {**super().get_config(), "groups": self.groups}
+
+
+def group_norm(channels: int, name: str, center: bool = True, **options):
+    """Returns a layer that normalises groups of channels of each image by itself.
+
+    The groups have 16 channels, or somewhat more where 16 does not divide them; fewer
+    than 32 channels are one group.
+
+    Args:
+        channels: Channels of its input.
+        name: Name of the layer.
+        center: Whether it has an offset.
+        **options: Arguments of `keras.layers.GroupNormalization`.
+
+    Source: Wu and He 2018 (arXiv:1803.08494), section 4.1, table 3.
+    """
+    most = max(1, channels // 16)
+    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
+    return keras.layers.GroupNormalization(
+        groups, epsilon=1e-5, center=center, name=name, **options
+    )
 
 
 def set_bn_groups(network, groups: int) -> None:

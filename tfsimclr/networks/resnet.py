@@ -6,7 +6,8 @@ import numbers
 import keras
 
 from tfsimclr.errors import UserError
-from tfsimclr.networks.norms import SplitBatchNormalization
+from tfsimclr.networks import norms
+from tfsimclr.networks.standardization import StandardizedConv2D
 
 # Depth -> (block, blocks in each of the four stages).
 _ARCHITECTURES = {
@@ -30,6 +31,7 @@ def resnet(
     width: float = 1,
     stem: str = "imagenet",
     selective_kernel: bool = False,
+    norm: str = "batch",
     name: str = "encoder",
 ) -> keras.Model:
     """Returns an untrained ResNet: images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
@@ -48,6 +50,8 @@ def resnet(
             images are well above `smallest_image(stem)`: `small` suits 32 px and needs
             16 times as much computation per pixel as `imagenet`.
         selective_kernel: Whether each block mixes the outputs of two kernels.
+        norm: `batch`, or `group`: group norm with weight standardisation, for which the
+            other images of the batch do not matter.
         name: Name of the model.
 
     Returns:
@@ -56,12 +60,14 @@ def resnet(
 
     Sources: He et al. 2015 (arXiv:1512.03385); Li et al. 2019 (arXiv:1903.06586),
     section 3.1; He et al. 2018 (arXiv:1812.01187), section 4.1, model D; Chen et al.
-    2020 (arXiv:2006.10029), section 2.
+    2020 (arXiv:2006.10029), section 2; `group`: Wu and He 2018 (arXiv:1803.08494), Qiao
+    et al. 2019 (arXiv:1903.10520).
     """
     _check(depth, width, stem)
+    _check_choice("norm", norm, norms.NORMS)
     block, blocks_per_stage = _ARCHITECTURES[depth]
     images = keras.Input((None, None, 3), name="images")
-    x = _stem(images, stem, _channels(64, width), selective_kernel)
+    x = _stem(images, stem, _channels(64, width), selective_kernel, norm)
     for stage, num_blocks in enumerate(blocks_per_stage):
         filters = _channels(64 * 2**stage, width)
         for i in range(num_blocks):
@@ -71,6 +77,7 @@ def resnet(
                 stride=2 if stage > 0 and i == 0 else 1,
                 bottleneck=block == "bottleneck",
                 selective_kernel=selective_kernel,
+                norm=norm,
                 name=f"stage{stage + 1}_block{i + 1}",
             )
     # Averaged in float32: the mean of many half-precision numbers loses accuracy in
@@ -115,16 +122,16 @@ def _channels(channels, width):
     return max(1, round(channels * width))
 
 
-def _stem(x, stem, filters, selective_kernel):
+def _stem(x, stem, filters, selective_kernel, norm):
     if stem != "imagenet":
-        x = _conv_bn(x, filters, 3, 1, "stem")
+        x = _conv_norm(x, filters, 3, 1, norm, "stem")
     elif selective_kernel:
         half = _channels(filters, 0.5)
-        x = _conv_bn(x, half, 3, 2, "stem1")
-        x = _conv_bn(x, half, 3, 1, "stem2")
-        x = _conv_bn(x, filters, 3, 1, "stem3")
+        x = _conv_norm(x, half, 3, 2, norm, "stem1")
+        x = _conv_norm(x, half, 3, 1, norm, "stem2")
+        x = _conv_norm(x, filters, 3, 1, norm, "stem3")
     else:
-        x = _conv_bn(x, filters, 7, 2, "stem")
+        x = _conv_norm(x, filters, 7, 2, norm, "stem")
     if stem == "small":
         return x
     # torch pads with -inf. After a ReLU zeros give the same maximum: no value is below
@@ -133,28 +140,28 @@ def _stem(x, stem, filters, selective_kernel):
     return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
 
-def _block(x, filters, stride, bottleneck, selective_kernel, name):
+def _block(x, filters, stride, bottleneck, selective_kernel, norm, name):
     """Returns relu(shortcut(x) + residual(x)), the two in the same shape."""
     out_filters = 4 * filters if bottleneck else filters
     shortcut = x
     if stride > 1 or x.shape[-1] != out_filters:
-        shortcut = _shortcut(x, out_filters, stride, selective_kernel, name)
+        shortcut = _shortcut(x, out_filters, stride, selective_kernel, norm, name)
     # Differs: SimCLRv2's code has no selective kernels in basic blocks. Here the first
     # convolution, which has the stride, becomes one, so that the flag has an effect at
     # every depth.
-    spatial = _selective_kernel if selective_kernel else _conv_bn_3x3
+    spatial = _selective_kernel if selective_kernel else _conv_norm_3x3
     if bottleneck:
-        x = _conv_bn(x, filters, 1, 1, f"{name}_1")
-        x = spatial(x, filters, stride, f"{name}_2")
-        x = _conv_bn(x, out_filters, 1, 1, f"{name}_3", relu=False)
+        x = _conv_norm(x, filters, 1, 1, norm, f"{name}_1")
+        x = spatial(x, filters, stride, norm, f"{name}_2")
+        x = _conv_norm(x, out_filters, 1, 1, norm, f"{name}_3", relu=False)
     else:
-        x = spatial(x, filters, stride, f"{name}_1")
-        x = _conv_bn(x, filters, 3, 1, f"{name}_2", relu=False)
+        x = spatial(x, filters, stride, norm, f"{name}_1")
+        x = _conv_norm(x, filters, 3, 1, norm, f"{name}_2", relu=False)
     x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _shortcut(x, filters, stride, selective_kernel, name):
+def _shortcut(x, filters, stride, selective_kernel, norm, name):
     if selective_kernel:
         # ResNet-D: average pooling instead of a strided 1x1 convolution, which ignores
         # three of four pixels. Like SimCLRv2 we also pool at stride 1.
@@ -164,21 +171,21 @@ def _shortcut(x, filters, stride, selective_kernel, name):
             2, stride, padding="same", name=f"{name}_shortcut_pool"
         )(x)
         stride = 1
-    return _conv_bn(x, filters, 1, stride, f"{name}_shortcut", relu=False)
+    return _conv_norm(x, filters, 1, stride, norm, f"{name}_shortcut", relu=False)
 
 
-def _selective_kernel(x, filters, stride, name):
+def _selective_kernel(x, filters, stride, norm, name):
     """Returns `[n, H', W', filters]`: per image and channel, a mix of two kernels.
 
     Li et al. 2019, section 3.1, in the form of SimCLRv2: both kernels are 3x3 (one
     convolution of twice the width) and the reduction ratio is 16, but at least 32.
     """
-    x = _conv_bn_3x3(x, 2 * filters, stride, name)
+    x = _conv_norm_3x3(x, 2 * filters, stride, norm, name)
     stream_a, stream_b = keras.ops.split(x, 2, axis=-1)
     context = keras.layers.GlobalAveragePooling2D(
         keepdims=True, name=f"{name}_context"
     )(stream_a + stream_b)  # [n, 1, 1, filters]
-    context = _conv_bn(context, max(filters // 16, 32), 1, 1, f"{name}_squeeze")
+    context = _conv_norm(context, max(filters // 16, 32), 1, 1, norm, f"{name}_squeeze")
     logits = _conv(context, 2 * filters, 1, 1, f"{name}_mix")
     logits_a, logits_b = keras.ops.split(logits, 2, axis=-1)
     # The softmax over two streams is the sigmoid of their difference.
@@ -186,25 +193,31 @@ def _selective_kernel(x, filters, stride, name):
     return stream_b + share_a * (stream_a - stream_b)
 
 
-def _conv_bn_3x3(x, filters, stride, name):
-    return _conv_bn(x, filters, 3, stride, name)
+def _conv_norm_3x3(x, filters, stride, norm, name):
+    return _conv_norm(x, filters, 3, stride, norm, name)
 
 
-def _conv_bn(x, filters, kernel_size, stride, name, relu=True):
-    x = _conv(x, filters, kernel_size, stride, name)
+def _conv_norm(x, filters, kernel_size, stride, norm, name, relu=True):
+    convolution = StandardizedConv2D if norm == "group" else keras.layers.Conv2D
+    x = _conv(x, filters, kernel_size, stride, name, convolution)
     # Differs: SimCLR's code initialises the scale of a block's last batch norm to zero,
     # so that every block starts as its shortcut. The paper reproduced here used ones,
     # torchvision's default. With zeros the untrained encoder, one of the two baselines
     # of the evaluation, would be little more than its stem.
-    x = SplitBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    if norm == "group":
+        x = norms.group_norm(filters, f"{name}_gn")(x)
+    else:
+        x = norms.SplitBatchNormalization(
+            momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
+        )(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
-def _conv(x, filters, kernel_size, stride, name):
+def _conv(x, filters, kernel_size, stride, name, convolution=keras.layers.Conv2D):
     # With a stride "same" pads an even side only at the end; torch pads both ends.
     if stride > 1 and kernel_size > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
-    return keras.layers.Conv2D(
+    return convolution(
         filters,
         kernel_size,
         stride,

@@ -48,6 +48,7 @@ def network(
         activation=config.proj_activation,
         batch_norm=False if config.proj_batch_norm == "false" else "hidden",
         bias=True,
+        norm=config.norm,
     )
     views = random_view.Views(
         image_size=config.image_size,

@@ -136,6 +136,14 @@ class Config:
         "images need a small stem.",
         choices=("auto", "imagenet", "medium", "small"),
     )
+    norm: str = option(
+        "batch",
+        "Normalisation in encoder and head. batch: over the images of the batch, noisy "
+        "below about 32 images. group: group norm with weight standardisation, of each "
+        "image by itself, whatever the batch.",
+        choices=("batch", "group"),
+        since="0.3",
+    )
     image_size: int | None = option(
         None,
         "Side of a view in pixels; default from the data set.",
@@ -262,9 +270,9 @@ class Config:
     )
     proj_batch_norm: str | None = option(
         None,
-        "Batch norm in the projection head: true, after every layer, as in SimCLR's "
-        "own code; hidden, not after the last, as in BYOL; false, as in the study. "
-        "Default: byol hidden, simsiam true, others false.",
+        "Batch norm in the projection head (group norm with --norm=group): true, after "
+        "every layer, as in SimCLR's own code; hidden, not after the last, as in BYOL; "
+        "false, as in the study. Default: byol hidden, simsiam true, others false.",
         choices=("false", "true", "hidden"),
     )
 
