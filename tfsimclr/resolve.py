@@ -114,6 +114,11 @@ def _check_loss_and_views(config: Config, user_set) -> None:
                     f"--{name} means nothing to --loss={config.loss}. Leave it out, or "
                     f"use --loss={loss}."
                 )
+    if config.hcl_tau_plus == 1:
+        raise UserError(
+            "--hcl_tau_plus must be below 1: not every negative is of the anchor's "
+            "class. The paper uses 0.1."
+        )
     for name in LOCAL_VIEWS:
         if name in user_set and not config.num_local_views:
             raise UserError(

@@ -172,6 +172,7 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
             "--loss_block_rows must divide 48, the rows of all views, got 32",
         ),
         ({"method": "moco", "num_views": 3}, "--num_views means nothing to --method"),
+        ({"loss": "hcl", "hcl_tau_plus": 1.0}, "--hcl_tau_plus must be below 1"),
         ({"hcl_beta": 1.0}, "--hcl_beta means nothing to --loss=nt_xent"),
         ({"loss": "hcl", "sogclr_gamma": 1.0}, "--sogclr_gamma means nothing to --lo"),
         ({"local_image_size": 12}, "--local_image_size means nothing without local"),

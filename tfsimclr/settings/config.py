@@ -201,7 +201,7 @@ class Config:
         "Probability in --loss=hcl that a negative is of the anchor's class: about 1 / "
         "the number of classes; 0 turns the correction off. Default 0.1.",
         minimum=0,
-        maximum=0.99,
+        maximum=1,
         since="0.3",
     )
     sogclr_gamma: float | None = option(
