@@ -19,6 +19,7 @@ from bench import harness, report
 BENCHMARKS = (
     "views",
     "step",
+    "processor",
     "gpu",
     "overhead",
     "starvation",

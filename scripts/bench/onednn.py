@@ -3,6 +3,7 @@
 import collections
 import json
 import subprocess
+import typing
 
 from bench import harness
 
@@ -13,8 +14,16 @@ DIRECTIONS = {
 }
 
 
-def kernels(case: dict, precision: str) -> dict[str, tuple[float, set[str]]]:
-    """Returns {kind: (milliseconds of one step, names of the kernels)}."""
+class Kind(typing.NamedTuple):
+    """Primitives of one kind: time in a step, kernels, and those that read bfloat16."""
+
+    milliseconds: float
+    kernels: set[str]
+    bfloat16: set[str]
+
+
+def kernels(case: dict, precision: str) -> dict[str, Kind]:
+    """Returns the primitives of one step by their kind."""
     settings = json.dumps({**case, "precision": precision, "steps": 1})
     done = subprocess.run(
         harness.python_command("worker", "step", settings),
@@ -32,22 +41,27 @@ def kernels(case: dict, precision: str) -> dict[str, tuple[float, set[str]]]:
     return parse(done.stderr)
 
 
-def parse(text: str) -> dict[str, tuple[float, set[str]]]:
-    """Returns {kind: (milliseconds, kernels)} of the second of two equal steps.
+def parse(text: str) -> dict[str, Kind]:
+    """Returns the primitives of the second of two equal steps by their kind.
 
     Args:
         text: What ONEDNN_VERBOSE=1 printed during both.
     """
     lines = [x.split(",") for x in text.splitlines() if ",primitive,exec," in x]
-    kinds: dict = collections.defaultdict(lambda: [0.0, set()])
+    kinds: dict = collections.defaultdict(lambda: Kind(0.0, set(), set()))
     for line in lines[len(lines) // 2 :]:
-        _, _, _, _, _, primitive, kernel, direction = line[:8]
-        kind = primitive
+        _, _, _, _, _, primitive, kernel, direction, memory = line[:9]
+        name = primitive
         if primitive == "convolution":
-            kind = DIRECTIONS.get(direction, "other")
-        kinds[kind][0] += float(line[-1])
-        kinds[kind][1].add(kernel)
-    return {kind: (time, names) for kind, (time, names) in kinds.items()}
+            name = DIRECTIONS.get(direction, "other")
+        kind = kinds[name]
+        kinds[name] = kind._replace(milliseconds=kind.milliseconds + float(line[-1]))
+        kind.kernels.add(kernel)
+        # By the type of the memory: names such as brg_conv_fwd:avx10_1_512_amx have
+        # no type in them.
+        if "bf16" in memory:
+            kind.bfloat16.add(kernel)
+    return dict(kinds)
 
 
 def paragraph(case: dict, gain: float) -> str:
@@ -62,22 +76,24 @@ def paragraph(case: dict, gain: float) -> str:
     if not full or not half:
         return f"oneDNN printed nothing, so TensorFlow does not use it here ({types})."
     gains = [
-        f"{kind} {full[kind][0] / half[kind][0]:.2f}x"
+        f"{kind} {full[kind].milliseconds / half[kind].milliseconds:.2f}x"
         for kind in DIRECTIONS.values()
         if kind in full and kind in half
     ]
     convolutions = [
-        sum(x[k][0] for k in DIRECTIONS.values() if k in x) for x in (full, half)
+        sum(x[k].milliseconds for k in DIRECTIONS.values() if k in x)
+        for x in (full, half)
     ]
-    used = [half[k][1] for k in DIRECTIONS.values() if k in half]
-    names = sorted(set().union(*used))
-    num_bfloat16 = sum("bf16" in name for name in names)
-    reorders = half.get("reorder", (0.0, set()))[0] / sum(x[0] for x in half.values())
+    used = [half[k] for k in DIRECTIONS.values() if k in half]
+    names = sorted(set().union(*(kind.kernels for kind in used)))
+    num_bfloat16 = len(set().union(*(kind.bfloat16 for kind in used)))
+    total = sum(kind.milliseconds for kind in half.values())
+    reorders = half["reorder"].milliseconds / total if "reorder" in half else 0.0
     return (
         f"Why bfloat16 gains this much (fast types of this processor: {types}). "
         "ONEDNN_VERBOSE=1 shows that oneDNN runs the convolutions of TensorFlow's "
         "bfloat16 step, forward and backward, on maps in NHWC without conversion: "
-        f"{num_bfloat16} of its {len(names)} kernels are bfloat16 kernels "
+        f"{num_bfloat16} of its {len(names)} kernels read or write bfloat16 "
         f"({', '.join(names)}). They gain {convolutions[0] / convolutions[1]:.2f}x in "
         f"all: {', '.join(gains)}. Reordering weights into its layout takes "
         f"{reorders:.0%} of its time. The whole step gains {gain:.2f}x. {EXPLANATION}"

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[dict, ...]] = {
     "full": (
         {"count": 10_000, "size": 32, "batch": 128, "stem": "medium", "width": 0.25},
         {
-            "count": 2000,
+            "count": 1000,
             "photo": (375, 500),
             "size": 96,
             "batch": 128,
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[dict, ...]] = {
             "width": 1.0,
         },
         {
-            "count": 512,
+            "count": 256,
             "photo": (375, 500),
             "size": 224,
             "batch": 64,

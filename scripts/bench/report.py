@@ -43,6 +43,9 @@ def section(record: dict) -> str:
         )
     if record["rows"]:
         parts.append(table(HEADINGS, [cells(row) for row in record["rows"]]))
+    if "grid" in record:
+        headings, *lines = record["grid"]
+        parts.append(table(headings, lines))
     for name, rows in record.get("tables", {}).items():
         parts.append(table((name, "Time", "Share"), rows))
     parts += record.get("paragraphs", [])

@@ -33,11 +33,17 @@ def torch_version(python: str) -> str | None:
 
 
 def torch_worker(python: str, **settings) -> harness.Worker:
-    """Returns a worker that takes the same step with PyTorch."""
+    """Returns a worker that takes the same step with PyTorch.
+
+    Args:
+        python: A Python interpreter that has torch.
+        **settings: Of the step; also `environment`, variables of the process.
+    """
+    variables = settings.pop("environment", {})
     command = harness.python_command(
         "torch_worker", json.dumps(settings), python=python
     )
-    return harness.Worker(command)
+    return harness.Worker(command, variables)
 
 
 def measure(options) -> dict:

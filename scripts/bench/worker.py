@@ -19,6 +19,7 @@ TASKS = {
     "probe": "evaluate",
     "growth": "growth",
     "plan": "plan",
+    "gpu_steps": "gpu",
     "peer_train": "peer",
     "peer_feed": "peer",
 }

@@ -123,7 +123,6 @@ def fit(
                     callbacks,
                     steps_per_check,
                     model=model,
-                    add_history=True,
                     add_progbar=is_terminal,
                     verbose=1,
                     epochs=last_epoch,

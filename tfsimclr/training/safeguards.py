@@ -34,7 +34,7 @@ class StepCallbacks(keras.callbacks.CallbackList):
     """
 
     def __init__(self, callbacks, steps_per_check: int, **kwargs):
-        super().__init__(callbacks, **kwargs)
+        super().__init__(callbacks, add_history=True, **kwargs)  # `fit` returns it
         self.steps_per_check = steps_per_check
 
     def on_train_batch_end(self, batch, logs=None):
