@@ -154,7 +154,11 @@ class SimCLR(MomentumMethod):
         if self.needs_index and training:
             *views, index = batch
         z, keys = self._projections(views, training)
-        options = {"keys": keys, "block_rows": self.loss_block_rows}
+        block_rows = self.loss_block_rows
+        if not training and block_rows:  # batches of any size
+            count = z[0].shape[0]
+            block_rows = block_rows if count and len(z) * count % block_rows == 0 else 0
+        options = {"keys": keys, "block_rows": block_rows}
         loss = self._loss(z, options, index)
         # Without the positive in the denominator there is one candidate less.
         candidates = len(z) * (tf.shape(z[0])[0] - 1)
