@@ -28,6 +28,9 @@ MODES_OF_SETTING = {
     "probe_optimizer": ("all", "evaluate"),
     "probe_learning_rate": ("all", "evaluate"),
     "probe_batch_size": ("all", "evaluate"),
+    "eval_dataset": ("all", "evaluate"),
+    "eval_data_dir": ("all", "evaluate"),
+    "eval_label_key": ("all", "evaluate"),
     "label_fraction": ("finetune", "distill"),
     "finetune_layer": ("finetune", "distill"),
     "finetune_epochs": ("finetune",),
@@ -103,6 +106,7 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
                 f"--{name} means nothing to --mode={config.mode}. Leave it out, or use "
                 f"--mode={' or '.join(modes)}."
             )
+    _check_eval_dataset(config)
     _check_mode(config)
 
 
@@ -125,6 +129,23 @@ def _check_loss_and_views(config: Config, user_set) -> None:
                 f"--{name} means nothing without local views. Leave it out, or add "
                 "--num_local_views=4."
             )
+
+
+def _check_eval_dataset(config: Config) -> None:
+    if config.eval_dataset == "folder" and not config.eval_data_dir:
+        raise UserError(
+            "--eval_dataset=folder needs --eval_data_dir, the folder with images."
+        )
+    if config.eval_dataset == "textures" and config.eval_data_dir:
+        raise UserError(
+            f"--eval_data_dir={config.eval_data_dir} means nothing to "
+            "--eval_dataset=textures. Use --eval_dataset=folder."
+        )
+    if config.eval_label_key and config.other_dataset in ("", "folder", "textures"):
+        raise UserError(
+            f"--eval_label_key={config.eval_label_key} means nothing without "
+            "--eval_dataset, the name of a TensorFlow data set."
+        )
 
 
 def _check_choice(setting: str, value: str, choices) -> None:

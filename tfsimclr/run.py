@@ -94,8 +94,11 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     resolve.check(config, given, typed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if config.mode == "export" and _flags_file(config).is_file():
-        # The run folder has all that an export needs; the data may be gone.
+    needs_no_data = config.mode == "export" or (
+        config.mode == "evaluate" and config.other_dataset
+    )
+    if needs_no_data and _flags_file(config).is_file():
+        # The run folder has all that is needed; the run's data may be gone.
         saved = flagfiles.read_config(_flags_file(config))
         settings = {name: getattr(config, name) for name in config.changed()}
         dataset, config = None, dataclasses.replace(saved, **settings)

@@ -13,7 +13,7 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.data import sampling
 from tfsimclr.evaluation import linear, projector
 from tfsimclr.modes import evaluate, export, label_free
-from tfsimclr.runs import features, loading
+from tfsimclr.runs import features, loading, results
 from tfsimclr.training import checkpoints
 
 
@@ -61,7 +61,7 @@ def test_the_confusion_matrix_is_that_of_the_reported_feature(finished):
 
 def test_class_names_of_any_characters_are_written(tmp_path):
     names = ("a,b", 'say "c"', "\udcfe\n")
-    evaluate.write_confusion(tmp_path / "confusion.csv", np.diag([1, 2, 3]), names)
+    results.write_confusion(tmp_path / "confusion.csv", np.diag([1, 2, 3]), names)
     with open(tmp_path / "confusion.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["label", "a,b", 'say "c"', "?\n"]

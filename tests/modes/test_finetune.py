@@ -1,5 +1,6 @@
 """Fine-tuning: the labels, what is trained, what is not, and the files written."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -287,6 +288,19 @@ def test_the_result_has_the_settings_and_the_scores(finetuned):
     top1 = np.mean(logits.argmax(axis=1) == dataset.test.labels)  # all 40
     assert result["top1"] == entry["top1"] == pytest.approx(top1)
     assert entry["top1"] <= entry["top5"] <= 1
+    assert result["class_names"] == list(dataset.class_names)
+    majority = np.bincount(dataset.test.labels).max() / len(dataset.test.labels)
+    assert entry["majority_share"] == pytest.approx(majority)
+    per_class = [
+        np.mean(logits.argmax(axis=1)[dataset.test.labels == c] == c)
+        for c in np.unique(dataset.test.labels)
+    ]
+    assert entry["mean_class_accuracy"] == pytest.approx(np.mean(per_class))
+    with open(folder / "confusion.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["label", *dataset.class_names]
+    counts = np.array([row[1:] for row in rows], int)
+    assert counts.sum() == 40 and counts.trace() / 40 == pytest.approx(top1)
     assert entry["encoder_parameters"] == model.encoder.count_params()
     assert (
         result["training"]["steps"] == 12 and result["config"]["label_fraction"] == 0.5

@@ -38,6 +38,7 @@ AFTER_PRETRAINING = {
     *("keep_checkpoints", "checkpoint_minutes", "steps_per_check"),
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb"),
+    *("eval_dataset", "eval_data_dir", "eval_label_key"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
@@ -49,6 +50,7 @@ OTHER = {
     },
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
     **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1"},
+    **{"eval_data_dir": "/other"},
     "local_crop_areas": "0.1,0.3",
 }
 
@@ -236,7 +238,9 @@ def test_lines_leave_out_what_is_undecided():
     assert names == {name for name in FIELDS if getattr(Config(), name) is not None}
 
 
-@pytest.mark.parametrize("name", ["workdir", "data_dir", "cache_dir", "teacher_dir"])
+@pytest.mark.parametrize(
+    "name", ["workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"]
+)
 def test_paths_become_absolute(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,20 @@
 
 from collections.abc import Callable
 
-from tfsimclr.modes import distill, evaluate, export, finetune, pretrain
+from tfsimclr.modes import distill, evaluate, export, finetune, pretrain, transfer
+
+
+def _evaluate(config, dataset, workdir):
+    if config.other_dataset:
+        transfer.evaluate(config, workdir)
+    else:
+        evaluate.evaluate(config, dataset, workdir)
+
+
+def _evaluate_all(config, dataset, workdir):
+    evaluate.evaluate(config, dataset, workdir)
+    if config.other_dataset:
+        transfer.evaluate(config, workdir)
 
 
 def _finetune(config, dataset, workdir):
@@ -16,9 +29,9 @@ def _distill(config, dataset, workdir):
 # Mode -> functions (config, data set, run folder), called in order. `plan` is not among
 # them: it has no run folder.
 MODES: dict[str, tuple[Callable, ...]] = {
-    "all": (pretrain.pretrain, evaluate.evaluate, export.export),
+    "all": (pretrain.pretrain, _evaluate_all, export.export),
     "pretrain": (pretrain.pretrain,),
-    "evaluate": (evaluate.evaluate,),
+    "evaluate": (_evaluate,),
     "export": (export.export,),
     "finetune": (_finetune,),
     "distill": (_distill,),

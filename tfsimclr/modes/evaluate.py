@@ -1,8 +1,6 @@
 """Evaluation of a run: a linear classifier and k-NN on every frozen feature."""
 
 import concurrent.futures
-import csv
-import io
 import pathlib
 import sys
 import time
@@ -58,17 +56,26 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         **results.content(config, meta, scores),
         **describe_data(dataset),
         "label_free": label_free.evaluate(config, dataset, model),
+        "evaluations": other_evaluations(workdir, model),
     }
     results.write(workdir / "result.json", content)
     return content
+
+
+def other_evaluations(workdir: pathlib.Path, model) -> dict:
+    """Returns the scores on other data in result.json that are of this very model."""
+    weights = checkpoints.hash_weights(model)
+    others = results.read(workdir / "result.json").get("evaluations", {})
+    return {
+        name: other for name, other in others.items() if other["weights"] == weights
+    }
 
 
 def describe_data(dataset: datasets.DataSet) -> dict:
     """Returns the entries of result.json about the data: classes, images per split."""
     splits = {name: getattr(dataset, name) for name in ("unlabeled", "train", "test")}
     return {
-        # A folder's name may hold bytes that are not UTF-8, which JSON cannot.
-        "class_names": [_as_text(name) for name in dataset.class_names],
+        "class_names": results.as_text(dataset.class_names),
         "num_images": {
             name: len(split.images) for name, split in splits.items() if split
         },
@@ -85,24 +92,55 @@ def evaluate_features(
         `{"pixels": scores, "random_h": scores, "h": scores, ...}`; see
         `evaluate_feature` for the scores.
     """
-    rows = sampling.labelled_rows(dataset.train, config.num_train_images)
-    train = datasets.Split(dataset.train.images[rows], dataset.train.labels[rows])
-    rows = sampling.labelled_rows(dataset.test)
-    test = datasets.Split(dataset.test.images[rows], dataset.test.labels[rows])
+    train, test = labelled_splits(config, dataset)
     before = checkpoints.hash_weights(model)
     features = all_features(config, model, train, test, workdir)
     if checkpoints.hash_weights(model) != before:
         raise RuntimeError(
             "Extracting features changed the encoder: this is a bug in tfsimclr."
         )
+    scores, reported = score(config, dataset.num_classes, features, train, test)
+    loading.save_classifier(
+        workdir, model, config.feature, reported, dataset.class_names
+    )
+    logits = linear.predict(reported, features[config.feature][1])
+    matrix = metrics.confusion_matrix(logits, test.labels)
+    results.write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
+    board = workdir / "tensorboard"
+    with files.disk_errors(board):
+        projector.write(board, features["h"][1], test, dataset.class_names)
+    return scores
+
+
+def labelled_splits(config: Config, dataset: datasets.DataSet):
+    """Returns the images with a label to train a classifier on, and to test it on."""
+    rows = sampling.labelled_rows(dataset.train, config.num_train_images)
+    train = datasets.Split(dataset.train.images[rows], dataset.train.labels[rows])
+    rows = sampling.labelled_rows(dataset.test)
+    test = datasets.Split(dataset.test.images[rows], dataset.test.labels[rows])
+    return train, test
+
+
+def score(config: Config, num_classes: int, features: dict, train, test):
+    """Scores all features; prints a line for each.
+
+    Args:
+        config: Resolved.
+        num_classes: Number of classes.
+        features: `{name: (train [m, d], test [n, d])}`.
+        train: The training split; only its labels are used.
+        test: The test split; only its labels are used.
+
+    Returns:
+        `{name: scores}` and the classifier of the reported feature; see
+        `evaluate_feature`.
+    """
     majority = metrics.majority_share(test.labels)
     print(f"The most frequent class has {majority:.2%} of the test images.", flush=True)
 
     def evaluate_pair(pair):
         of_train, of_test = pair
-        return evaluate_feature(
-            config, dataset.num_classes, of_train, train, of_test, test
-        )
+        return evaluate_feature(config, num_classes, of_train, train, of_test, test)
 
     scores = {}
     # The operations of a classifier's step are too small to use several cores.
@@ -112,16 +150,7 @@ def evaluate_features(
             print(score_line(name, scores[name]), flush=True)
             if name == config.feature:
                 reported = classifier
-    loading.save_classifier(
-        workdir, model, config.feature, reported, dataset.class_names
-    )
-    logits = linear.predict(reported, features[config.feature][1])
-    matrix = metrics.confusion_matrix(logits, test.labels)
-    write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
-    board = workdir / "tensorboard"
-    with files.disk_errors(board):
-        projector.write(board, features["h"][1], test, dataset.class_names)
-    return scores
+    return scores, reported
 
 
 def score_line(name: str, scores: dict) -> str:
@@ -176,22 +205,6 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
         "learning_rate": rate,
         "neighbours": k,
     }, classifier
-
-
-def write_confusion(path: pathlib.Path, matrix: np.ndarray, class_names) -> None:
-    """Writes a confusion matrix as CSV: a row per label, a column per prediction.
-
-    Args:
-        path: The file.
-        matrix: Counts `[classes, classes]`, from `metrics.confusion_matrix`.
-        class_names: Name of each class.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", *class_names])
-    for name, row in zip(class_names, matrix, strict=True):
-        writer.writerow([name, *row.tolist()])
-    files.write_atomically(path, text.getvalue().encode(errors="replace"))
 
 
 def all_features(config: Config, model, train, test, workdir: pathlib.Path) -> dict:
@@ -267,7 +280,3 @@ def load_feature_cache(folder: pathlib.Path, key: str, names) -> dict | None:
 
 def _checksum(array: np.ndarray) -> str:
     return files.sha256(f"{array.dtype} {array.shape}".encode(), array)
-
-
-def _as_text(name: str) -> str:
-    return name.encode(errors="replace").decode()

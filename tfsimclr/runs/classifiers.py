@@ -118,31 +118,45 @@ def finish(
         dataset: The data, whose test images are scored.
     """
     model, meta = load(folder)
-    top1 = top5 = None
+    scores = dict.fromkeys(("top1", "top5", "mean_class_accuracy", "majority_share"))
     if dataset.has_labels and list(dataset.class_names) == meta["class_names"]:
         rows = sampling.labelled_rows(dataset.test)
         labels = dataset.test.labels[rows]
         logits = [*model.features(dataset.test.images[rows]).values()][-1]
-        top1 = metrics.top_k_accuracy(logits, labels, 1)
+        scores["top1"] = metrics.top_k_accuracy(logits, labels, 1)
         if dataset.num_classes > 5:
-            top5 = metrics.top_k_accuracy(logits, labels, 5)
-    about = {
-        **about,
-        "encoder_parameters": model.encoder.count_params(),
-        "top1": top1,
-        "top5": top5,
-    }
+            scores["top5"] = metrics.top_k_accuracy(logits, labels, 5)
+        scores["mean_class_accuracy"] = metrics.mean_class_accuracy(logits, labels)
+        scores["majority_share"] = metrics.majority_share(labels)
+        matrix = metrics.confusion_matrix(logits, labels)
+        results.write_confusion(folder / "confusion.csv", matrix, dataset.class_names)
+    encoder_parameters = model.encoder.count_params()
+    about = {**about, "encoder_parameters": encoder_parameters, **scores}
     config = settings(meta)
     result = results.content(config, meta, {})
     result["training"] = result.pop("pretrain")
     del result["features"], result["feature"]
-    result = {**result, part: about, "top1": top1}
+    result = {
+        **result,
+        part: about,
+        "class_names": results.as_text(meta["class_names"]),
+        "top1": scores["top1"],
+    }
     # An older export, if the network was trained again after a damaged checkpoint.
     shutil.rmtree(folder / "saved_model", ignore_errors=True)
     results.write(folder / "result.json", result)
-    of_five = "" if top5 is None else f", top-5 {_percent(top5)}"
-    print(f"{folder}: top-1 {_percent(top1)}{of_five}.", flush=True)
+    print(f"{folder}: {_score_text(scores)}.", flush=True)
     return result
+
+
+def _score_text(scores: dict) -> str:
+    text = f"top-1 {_percent(scores['top1'])}"
+    if scores["top5"] is not None:
+        text += f", top-5 {_percent(scores['top5'])}"
+    if scores["top1"] is not None:
+        text += f", mean per class {_percent(scores['mean_class_accuracy'])}"
+        text += f" (largest class {_percent(scores['majority_share'])} of the images)"
+    return text
 
 
 def settings(meta: dict, **changes) -> Config:

@@ -1,7 +1,9 @@
 """result.json: the settings, versions, cost and scores of a run."""
 
+import csv
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 import subprocess
@@ -72,6 +74,35 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() + "-dirty" * bool(changed)
+
+
+def read(path: pathlib.Path) -> dict:
+    """Returns the content of a result.json; empty if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def as_text(names) -> list[str]:
+    """Returns names without bytes that are not UTF-8, which a folder's may hold."""
+    return [name.encode(errors="replace").decode() for name in names]
+
+
+def write_confusion(path: pathlib.Path, matrix: np.ndarray, class_names) -> None:
+    """Writes a confusion matrix as CSV: a row per label, a column per prediction.
+
+    Args:
+        path: The file.
+        matrix: Counts `[classes, classes]`, from `metrics.confusion_matrix`.
+        class_names: Name of each class.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", *class_names])
+    for name, row in zip(class_names, matrix, strict=True):
+        writer.writerow([name, *row.tolist()])
+    files.write_atomically(path, text.getvalue().encode(errors="replace"))
 
 
 def write(path: pathlib.Path, result: dict) -> None:

@@ -452,6 +452,20 @@ class Config:
     probe_batch_size: int = option(
         256, "Batch size of the linear classifier.", greater_than=0, pretraining=False
     )
+    eval_dataset: str = option(
+        "",
+        "Other labelled data on which the run's encoder is scored as well, named as "
+        "--dataset. The scores are the entry `evaluations` of result.json. "
+        "--mode=evaluate then scores these data only and does not need the run's own. "
+        "Default: folder if --eval_data_dir is given.",
+        pretraining=False,
+    )
+    eval_data_dir: str = option(
+        "", "As --data_dir, for --eval_dataset.", pretraining=False
+    )
+    eval_label_key: str = option(
+        "", "As --label_key, for --eval_dataset.", pretraining=False
+    )
 
     # Fine-tuning and distillation (SimCLRv2)
 
@@ -551,6 +565,11 @@ class Config:
             raise UserError(
                 "--dataset=folder needs --data_dir, the folder with your images."
             )
+
+    @property
+    def other_dataset(self) -> str:
+        """The data set of `--eval_dataset` and `--eval_data_dir`, "" for none."""
+        return self.eval_dataset or ("folder" if self.eval_data_dir else "")
 
     @property
     def total_views(self) -> int:
@@ -655,7 +674,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the config that the parsed flags describe; paths become absolute."""
     given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
-    for name in ("workdir", "data_dir", "cache_dir", "teacher_dir"):
+    for name in ("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"):
         if given[name] and "\0" not in given[name]:  # a null byte is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     return Config(**given)
