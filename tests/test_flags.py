@@ -18,7 +18,7 @@ FLAGS = ROOT / "flags"
 PATHS = sorted(FLAGS.rglob("*.flags"))
 RUN = "python -m tfsimclr.run "
 STUDY = "python scripts/study.py "
-STUDY_OPTIONS = ("--seeds=", "--out=", "--experiments=", "--jobs=")
+STUDY_OPTIONS = ("--vary", "--seeds=", "--out=", "--experiments=", "--jobs=")
 
 
 def by_path(paths):
