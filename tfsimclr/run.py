@@ -89,8 +89,11 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     tf = _tensorflow()
     from tfsimclr import build, modes, resolve
     from tfsimclr.modes import plan
-    from tfsimclr.runs import folder
+    from tfsimclr.runs import folder, gpu
 
+    note = gpu.check()
+    if note:
+        print(note, file=sys.stderr)
     resolve.check(config, given, typed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
