@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import keras
@@ -21,10 +22,13 @@ from tfsimclr.training import recorder
 
 WARM_STEPS = 2
 STEPS = 10
+ABOVE_LIMIT = 77  # exit status of a process that was ended at its memory limit
 HEALTH_IMAGES = 256  # as many as the recorder of a run uses for feature health
 
 
-def measure_in_subprocess(config: Config, images) -> dict:
+def measure_in_subprocess(
+    config: Config, images, timed_steps: int = STEPS, memory_limit: int | None = None
+) -> dict:
     """Returns the result of `measure_steps`, computed in a new process on a CPU.
 
     The peak memory of a process never falls, so an earlier measurement in the same
@@ -34,18 +38,22 @@ def measure_in_subprocess(config: Config, images) -> dict:
     Args:
         config: Resolved.
         images: uint8 `[n, s, s, 3]`, at least a batch.
+        timed_steps: As in `measure_steps`.
+        memory_limit: Bytes above which the process is ended, or None. On a GPU it is
+            not enforced: the memory of the device is the limit.
 
     Raises:
-        MemoryError: If the steps need more memory than there is.
+        MemoryError: If the steps need more memory than there is, or than the limit.
         RuntimeError: If the process fails for another reason.
     """
     if has_gpu():
         try:
-            return measure_steps(config, images)
+            return measure_steps(config, images, timed_steps)
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(f"batch {config.batch_size}") from error
-    count = max(HEALTH_IMAGES, (WARM_STEPS + STEPS) * config.batch_size)
-    arguments = pickle.dumps((config, np.array(images[:count]), STEPS))
+    count = max(HEALTH_IMAGES, (WARM_STEPS + timed_steps) * config.batch_size)
+    images = np.array(images[:count])
+    arguments = pickle.dumps((config, images, timed_steps, memory_limit))
     package = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     process = subprocess.run(
@@ -57,7 +65,8 @@ def measure_in_subprocess(config: Config, images) -> dict:
     if process.returncode:
         last_line = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
         # Linux kills a process with SIGKILL (9) when memory runs out.
-        if process.returncode == -9 or "ResourceExhausted" in str(last_line):
+        killed = process.returncode in (-9, ABOVE_LIMIT)
+        if killed or "ResourceExhausted" in str(last_line):
             raise MemoryError(f"batch {config.batch_size}")
         raise RuntimeError(
             f"The dry run at batch {config.batch_size} failed: {last_line}."
@@ -67,10 +76,19 @@ def measure_in_subprocess(config: Config, images) -> dict:
 
 def _subprocess_main() -> None:
     """Runs `measure_steps` on pickled arguments from stdin; prints the result."""
-    config, images, steps = pickle.load(sys.stdin.buffer)
+    config, images, steps, memory_limit = pickle.load(sys.stdin.buffer)
+    if memory_limit is not None:
+        threading.Thread(target=_exit_above, args=[memory_limit], daemon=True).start()
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     print(json.dumps(measure_steps(config, images, steps)))
+
+
+def _exit_above(memory_limit: int) -> None:
+    """Ends this process when it needs more than a limit, before the machine pages."""
+    while (resident_memory() or recorder.peak_memory()) <= memory_limit:
+        time.sleep(0.05)
+    os._exit(ABOVE_LIMIT)
 
 
 def measure_steps(config: Config, images, timed_steps: int = STEPS) -> dict:
@@ -199,10 +217,18 @@ def reset_peak() -> int:
         return int(tf.config.experimental.get_memory_info("GPU:0")["current"])
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return recorder.peak_memory()
+    return resident_memory() or recorder.peak_memory()
+
+
+def resident_memory() -> int | None:
+    """Returns the physical memory of this process, in bytes; None except on Linux."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def has_gpu() -> bool:

@@ -17,11 +17,13 @@ class Encoder:
         build: Returns the untrained encoder; each setting of `uses` is an argument.
         uses: Names of the settings that this encoder uses; others are an error.
         smallest_image: Function: settings -> smallest side of a view in pixels.
+        residual_blocks: Whether `remat.Rematerialized` finds its blocks.
     """
 
     build: Callable[..., keras.Model]
     uses: tuple[str, ...]
     smallest_image: Callable[[dict], int]
+    residual_blocks: bool = False
 
 
 ENCODERS = {
@@ -29,6 +31,7 @@ ENCODERS = {
         functools.partial(resnet.resnet, depth),
         uses=("width", "stem", "selective_kernel", "norm"),
         smallest_image=lambda settings: resnet.smallest_image(settings["stem"]),
+        residual_blocks=True,
     )
     for depth in resnet.DEPTHS
 }
