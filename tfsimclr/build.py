@@ -108,7 +108,8 @@ def method(config: Config, total_steps: int | None = None, num_images: int = 1):
             norm=config.norm,
             name="predictor",
         )
-    return entry.method(network, head, views, seed=config.seed, **arguments)
+    memory = {"microbatch_size": config.microbatch_size, "remat": config.remat}
+    return entry.method(network, head, views, seed=config.seed, **memory, **arguments)
 
 
 def schedule(config: Config, steps_per_epoch: int) -> schedules.Schedule:

@@ -37,12 +37,17 @@ MODES_OF_SETTING = {
     "finetune_learning_rate": ("finetune",),
     "finetune_batch_size": ("finetune",),
     "finetune_seed": ("finetune", "distill"),
+    "microbatch_size": ("all", "pretrain", "plan"),
+    "remat": ("all", "pretrain", "plan"),
     "memory_gb": ("plan",),
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
     "steps_per_check": _TRAINING,
 }
 GPU_STEPS_PER_CHECK = 16
+# From this batch on micro-batches need less memory than the similarity matrix.
+LARGE_BATCH = 2048
+BLOCK_ROWS = 1024
 # A fine-tuning with SimCLRv2's epochs is thousands of steps on ImageNet. On a hundred
 # images thirty epochs are thirty steps, after which the weights have hardly moved.
 MIN_FINETUNE_STEPS = 500
@@ -238,7 +243,8 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
         )
     share = resolve_val_share(config, count, images.test is not None)
     config = dataclasses.replace(config, val_share=share)
-    config = resolve_method(config, count - sampling.num_validation(count, share))
+    count -= sampling.num_validation(count, share)
+    config = resolve_memory(resolve_method(config, count))
     # The head checks it too, but only after the run folder is made.
     for name in ("proj_activation", "pred_activation"):
         value = getattr(config, name)
@@ -304,7 +310,8 @@ def resolve_method(config: Config, num_images: int) -> Config:
         # Without a queue all keys are of the query's batch, so batch statistics do not
         # tell the positive from the negatives.
         leaks = config.queue_size and config.norm == "batch"
-        groups = norms.default_bn_groups(batch) if leaks else 1
+        pieces = max(1, batch // (config.microbatch_size or batch))
+        groups = norms.default_bn_groups(batch, pieces) if leaks else 1
         config = config.replace_none(bn_groups=groups)
     if "pred_layers" in entry.uses:
         config = config.replace_none(
@@ -331,13 +338,52 @@ def resolve_method(config: Config, num_images: int) -> Config:
         raise UserError(
             f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
         )
+    return config
+
+
+def resolve_memory(config: Config) -> Config:
+    """Returns the config with the row blocks of the loss in place of None.
+
+    Args:
+        config: Resolved in all other settings.
+
+    Raises:
+        UserError: If the row blocks or the micro-batches do not divide the batch, or
+            the encoder has no residual blocks to compute again.
+    """
+    batch, size = config.batch_size, config.microbatch_size
     rows = batch * config.total_views
+    has_rows = "loss_block_rows" in METHODS[config.method].uses
+    large = size and batch >= LARGE_BATCH and has_rows
+    config = config.replace_none(
+        loss_block_rows=_largest_divisor(rows, BLOCK_ROWS) if large else 0
+    )
     if config.loss_block_rows and rows % config.loss_block_rows:
         raise UserError(
             f"--loss_block_rows must divide {rows}, the rows of all views, got "
             f"{config.loss_block_rows}."
         )
+    if size and batch % size:
+        raise UserError(
+            f"--microbatch_size must divide --batch_size={batch}, got {size}. Use "
+            f"{_largest_divisor(batch, size)}."
+        )
+    pieces = batch // (size or batch)
+    if (config.bn_groups or 1) > 1 and config.bn_groups % pieces:
+        raise UserError(
+            f"--bn_groups must be a multiple of the {pieces} micro-batches of a batch, "
+            f"got {config.bn_groups}. Leave it out, or change --microbatch_size."
+        )
+    if config.remat and not ENCODERS[config.backbone].residual_blocks:
+        raise UserError(
+            f"--remat means nothing to --backbone={config.backbone}, which has no "
+            "residual blocks. Leave it out, or use --microbatch_size."
+        )
     return config
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)
 
 
 def resolve_finetune(config: Config, num_images: int) -> Config:

@@ -54,7 +54,7 @@ def test_three_steps_against_numpy():
     average = values(model.average.trainable_variables)
     for number in range(3):
         views = model.two_views(IMAGES, number)
-        predictions = [model.project(view).p for view in views]
+        predictions = [model.project(view)[0].p for view in views]
         targets = [model.average(view, training=True) for view in reversed(views)]
         slow = slow_loss(predictions, targets)
         logs = step(model)

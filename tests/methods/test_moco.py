@@ -48,7 +48,7 @@ def test_three_steps_against_numpy():
     average = values(model.average.trainable_variables)
     for number in range(3):
         view_a, view_b = model.two_views(IMAGES, number)
-        query, key = model.project(view_a).p, model.key(view_b)
+        query, key = model.project(view_a)[0].p, model.key(view_b)
         np.testing.assert_allclose(np.linalg.norm(key, axis=1), 1, atol=1e-5)
         slow = references.info_nce_of_queue(query, key, queue, 0.2)
         logs = step(model)
@@ -79,7 +79,7 @@ def test_three_steps_without_a_queue_against_numpy():
     for number in range(3):
         view_a, view_b = model.two_views(IMAGES, number)
         slow = sum(
-            references.info_nce(model.project(one).p, model.key(other), 0.2)
+            references.info_nce(model.project(one)[0].p, model.key(other), 0.2)
             for one, other in ((view_a, view_b), (view_b, view_a))
         )
         logs = step(model)
@@ -107,7 +107,7 @@ def test_a_query_shares_nothing_with_its_key_but_its_image(batch_norm):
             reached.append(np.abs(after - before).max(axis=1) > 1e-4)
         return np.stack(reached, axis=1)
 
-    of_query = influences(lambda view: model.project(view).p)
+    of_query = influences(lambda view: model.project(view)[0].p)
     of_key = influences(model.key)
     assert of_query.sum(axis=1).tolist() == [4] * 16  # batch statistics are in use
     assert of_key.sum(axis=1).tolist() == [4] * 16
@@ -120,7 +120,7 @@ def test_one_group_leaks():
     images = IMAGES.astype("float32") / 255
     changed = images.copy()
     changed[5] = 1 - changed[5]
-    for function in (lambda view: model.project(view).p, model.key):
+    for function in (lambda view: model.project(view)[0].p, model.key):
         moved = np.abs(np.asarray(function(changed)) - function(images)).max(axis=1)
         assert (moved > 1e-4).all()
 

@@ -10,7 +10,9 @@ from tfsimclr.errors import UserError
 from tfsimclr.methods import inputs
 from tfsimclr.networks.momentum import MomentumNetwork
 from tfsimclr.networks.names import feature_names
-from tfsimclr.views import random_view
+from tfsimclr.networks.pieces import in_pieces
+from tfsimclr.networks.remat import Rematerialized
+from tfsimclr.views import pending, random_view
 
 PARTS = ("encoder", "head", "views", "predictor", "local_views")
 OPTIONAL_PARTS = ("predictor", "local_views")
@@ -45,6 +47,11 @@ class Method(keras.Model):
             (multi-crop).
         local_views: Callable like `views`; None takes `views.local_views()`: half the
             size, crops of 5 to 14 % of the image. Only with `num_local_views`.
+        microbatch_size: Images that pass through the networks at a time; a divisor of
+            the batch size. 0 is the whole batch. Loss and gradient are those of the
+            whole batch, except that batch norm sees one micro-batch at a time.
+        remat: Whether the backward pass computes each residual block of the encoder
+            again, instead of storing its feature maps (gradient checkpointing).
         **kwargs: Arguments of `keras.Model`.
     """
 
@@ -53,6 +60,7 @@ class Method(keras.Model):
     takes_many_views = False
     # Whether the step needs the index of every image, in place of labels.
     needs_index = False
+    takes_microbatches = True
 
     def __init__(
         self,
@@ -64,9 +72,16 @@ class Method(keras.Model):
         num_views: int = 2,
         num_local_views: int = 0,
         local_views=None,
+        microbatch_size: int = 0,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if microbatch_size and not self.takes_microbatches:
+            raise UserError(
+                f"{type(self).__name__} trains on whole batches, got microbatch_size="
+                f"{microbatch_size}."
+            )
         self._check_views(num_views, num_local_views, local_views)
         if predictor is not None and predictor.dim != head.dim:
             raise UserError(
@@ -83,6 +98,10 @@ class Method(keras.Model):
         if num_local_views and local_views is None:
             local_views = views.local_views()
         self.local_views = local_views
+        self.microbatch_size = microbatch_size
+        self.remat = remat
+        # The lists keep Keras from tracking it as a second encoder.
+        self._rematerialized = Rematerialized(encoder) if remat else None
         if not head.built:
             head.build(encoder.output_shape)
         if predictor is not None and not predictor.built:
@@ -120,7 +139,9 @@ class Method(keras.Model):
             labels: `[n]`, or None.
             step: Step of the views; None is the step of the training.
         """
-        return self.step_views(images, self.step if step is None else step)
+        if step is None:
+            return self.step_views(images, self.step)
+        return self.random_views(images, step, self.num_views, self.num_local_views)
 
     def prepare_test_batch(self, images, labels):
         """Returns the arguments of `objective` in evaluation: fixed views.
@@ -137,7 +158,8 @@ class Method(keras.Model):
 
         Args:
             *views: `num_views` views `[n, s, s, 3]` in 0-1, then `num_local_views`
-                smaller ones.
+                smaller ones. With `microbatch_size` they are `pending.PendingView`s in
+                a training step, which only `pass_through` makes.
             training: Whether it is a training step, or evaluation without any update.
         """
         raise TypeError(f"{type(self).__name__} must define objective(*views).")
@@ -162,13 +184,68 @@ class Method(keras.Model):
     def call(self, images, training=False):
         """Returns `[h, head_1, ..., z]` of float images `[n, H, W, 3]` in 0-1."""
         inputs.check_float(images, "call")
-        return self.head(self.encoder(images, training=training), training=training)
+        if training and self._rematerialized:
+            h = self._rematerialized(images)
+        else:
+            h = self.encoder(images, training=training)
+        return self.head(h, training=training)
 
-    def project(self, view, training=True) -> Outputs:
-        """Returns h, z and p of a view, each `[n, d]`."""
-        h, *_, z = self(view, training=training)
-        p = self.predictor(z, training=training)[-1] if self.predictor else z
-        return Outputs(h, z, tf.cast(p, tf.float32))
+    def project(self, *views, training=True) -> list[Outputs]:
+        """Returns h, z and p of each view, each `[n, d]`.
+
+        The views pass through the networks together: batch norm sees all of them.
+        """
+
+        def call(images):
+            h, *_, z = self(images, training=training)
+            p = self.predictor(z, training=training)[-1] if self.predictor else z
+            return h, z, tf.cast(p, tf.float32)
+
+        networks = [self.encoder, self.head]
+        networks += [self.predictor] if self.predictor else []
+        outputs = self.pass_through(call, networks, views, training=training)
+        return [Outputs(*of_view) for of_view in outputs]
+
+    def pass_through(
+        self, call, networks, views, order=None, training=True
+    ) -> list[list]:
+        """Returns what networks make of views that pass through them together.
+
+        Args:
+            call: Function: images `[m, s, s, 3]` in 0-1 -> list of `[m, d]`.
+            networks: The layers that it calls.
+            views: Views of one batch and one size, made or pending.
+            order: None, or the rows of the batch in another order; micro-batches and
+                batch-norm groups are then made of these.
+            training: Whether to pass the views in micro-batches.
+
+        Returns:
+            For each view the tensors that `call` returns, `[n, d]`, in this order.
+        """
+        size, count = self.microbatch_size, len(views)
+        if not size or not training:
+            if order is not None:
+                views = [tf.gather(view, order) for view in views]
+            images = views[0] if count == 1 else tf.concat(views, axis=0)
+            outputs = [tf.split(o, count) if count > 1 else [o] for o in call(images)]
+            return [list(of_view) for of_view in zip(*outputs, strict=True)]
+        n = pending.batch_size(views[0])
+        if n is None or n % size:
+            raise UserError(
+                f"microbatch_size={size} must divide every batch, got "
+                f"{n or 'batches of any size'}. Drop the remainder, or take another "
+                "size."
+            )
+
+        def call_on_piece(index):
+            rows = index * size + tf.range(size)
+            rows = rows if order is None else tf.gather(order, rows)
+            images = [pending.make_rows(view, rows) for view in views]
+            outputs = [tf.split(o, count) for o in call(tf.concat(images, axis=0))]
+            return [list(of_view) for of_view in zip(*outputs, strict=True)]
+
+        outputs = in_pieces(call_on_piece, networks, n // size)  # [n / size, size, d]
+        return tf.nest.map_structure(lambda o: tf.reshape(o, [n, o.shape[-1]]), outputs)
 
     def by_size(self, views) -> list[tuple]:
         """Returns the views in groups of one size: the large ones, the local ones."""
@@ -242,17 +319,29 @@ class Method(keras.Model):
 
         Each is `[n, s, s, 3]` in 0-1, with the size s of `views` or `local_views`.
         """
-        key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
         return tuple(
-            (self.views if view < count else self.local_views)(
-                images, tf.random.experimental.stateless_fold_in(key, view)
-            )
-            for view in range(count + local)
+            views(images, seed)
+            for views, seed in self._views_and_seeds(step, count, local)
         )
 
+    def _views_and_seeds(self, step, count: int, local: int):
+        key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
+        for view in range(count + local):
+            views = self.views if view < count else self.local_views
+            yield views, tf.random.experimental.stateless_fold_in(key, view)
+
     def step_views(self, images, step) -> tuple:
-        """Returns all views of a batch at a step, the local ones last."""
-        return self.random_views(images, step, self.num_views, self.num_local_views)
+        """Returns all views of a batch at a step, the local ones last.
+
+        They are pending if the model is trained on micro-batches.
+        """
+        counts = self.num_views, self.num_local_views
+        if not self.microbatch_size:
+            return self.random_views(images, step, *counts)
+        return tuple(
+            pending.PendingView(views, images, seed)
+            for views, seed in self._views_and_seeds(step, *counts)
+        )
 
     def two_views(self, images, step) -> tuple:
         """Returns the two views of a batch at a step, each `[n, s, s, 3]` in 0-1."""
@@ -318,6 +407,9 @@ class Method(keras.Model):
         if self.takes_many_views:
             config["num_views"] = self.num_views
             config["num_local_views"] = self.num_local_views
+        if self.takes_microbatches:
+            config["microbatch_size"] = self.microbatch_size
+        config["remat"] = self.remat
         return {**super().get_config(), **config}
 
     @classmethod
@@ -332,8 +424,8 @@ class Method(keras.Model):
 class MomentumMethod(Method):
     """A method with an exponential moving average (EMA) of its encoder and head.
 
-    The average is MoCo's momentum encoder and BYOL's target network. Called on a view,
-    `self.average` returns its z without a gradient.
+    The average is MoCo's momentum encoder and BYOL's target network. `target` returns
+    its z of views, without a gradient.
 
     Args:
         encoder: As `Method`.
@@ -366,6 +458,22 @@ class MomentumMethod(Method):
             self.average = MomentumNetwork(
                 [encoder, head], ema_decay, ema_schedule, total_steps
             )
+
+    def target(self, *views, order=None, training=True) -> list:
+        """Returns z of the average of each view, `[n, d]`.
+
+        Args:
+            *views: As in `project`.
+            order: As in `pass_through`.
+            training: As in `project`.
+        """
+
+        def call(images):
+            return [self.average(images, training=training)]
+
+        networks = self.average.target()
+        outputs = self.pass_through(call, networks, views, order, training)
+        return [tf.stop_gradient(z) for (z,) in outputs]
 
     def after_update(self, step):
         if self.average:

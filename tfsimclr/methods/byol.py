@@ -54,9 +54,9 @@ class BYOL(MomentumMethod):
 
     def objective(self, *views, training=True):
         # Each view in a pass of its own, as in the paper: batch norm sees one view.
-        p = [self.project(view, training).p for view in views]
+        p = [self.project(view, training=training)[0].p for view in views]
         targets = [
-            self.average(view, training=training) for view in views[: self.num_views]
+            self.target(view, training=training)[0] for view in views[: self.num_views]
         ]
         loss = losses.regression_of_views(p, targets)
         return loss, {"contrastive_top1": metrics.contrastive_top1(p[0], p[1])}

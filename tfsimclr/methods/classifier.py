@@ -27,6 +27,7 @@ class Classifier(Method):
     """
 
     metric_names = ("top1",)
+    takes_microbatches = False
 
     def prepare_batch(self, images, labels, step=None):
         """Returns one view of each image, `[n, s, s, 3]`, and the labels."""
@@ -72,6 +73,7 @@ class Student(Method):
     """
 
     metric_names = ("agreement",)
+    takes_microbatches = False
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from tfsimclr import losses
 from tfsimclr.errors import UserError
 from tfsimclr.methods.base import MomentumMethod
 from tfsimclr.networks import norms
+from tfsimclr.views import pending
 
 
 @keras.saving.register_keras_serializable("tfsimclr")
@@ -37,7 +38,8 @@ class MoCo(MomentumMethod):
             images, or older keys of a query's own image repel it. 0: no queue.
         bn_groups: Sub-batches for batch norm, a divisor of n with a square of at least
             n. 1 normalises the batch as a whole: with a queue that leaks information;
-            without one all keys are of the query's batch, and v3 does it.
+            without one all keys are of the query's batch, and v3 does it. With
+            `microbatch_size` a multiple of the micro-batches of a batch, or 1.
         predictor: None, or a head that follows z in the queries alone.
         seed: Seed of the views and of the queue, which starts with random rows.
         **kwargs: Arguments of `keras.Model`.
@@ -86,9 +88,12 @@ class MoCo(MomentumMethod):
             self.queue.assign(losses.normalize(rows))
 
     def objective(self, view_a, view_b, training=True):
+        if training:
+            self._divide_into_groups(pending.batch_size(view_a))
         if self.queue is None:
             return self._symmetric(view_a, view_b, training)
-        query, key = self.project(view_a, training).p, self.key(view_b, training)
+        query = self.project(view_a, training=training)[0].p
+        key = self.key(view_b, training)
         queue = tf.identity(self.queue)
         loss = losses.info_nce(query, key, self.temperature, queue)
         query = losses.normalize(query)
@@ -101,22 +106,35 @@ class MoCo(MomentumMethod):
     def key(self, view, training=True):
         """Returns the keys of a view, `[n, d]` float32, rows of length one."""
         if not training:  # no batch statistics, so nothing to shuffle
-            return losses.normalize(self.average(view, training=False))
-        n = view.shape[0]
+            return losses.normalize(self.target(view, training=False)[0])
+        n = pending.batch_size(view)
+        self._divide_into_groups(n)
+        order = norms.shuffle_for_bn(n, self.bn_groups)
+        back = sorted(range(n), key=order.__getitem__)
+        (z,) = self.target(view, order=order)
+        return losses.normalize(tf.gather(z, back))
+
+    def _divide_into_groups(self, n: int | None) -> None:
+        """Sets the groups of every batch norm for batches of n images."""
         if n is None or n % self.bn_groups:
             raise UserError(
                 f"MoCo needs batches of one size that {self.bn_groups} groups divide, "
                 f"got {n or 'batches of any size'}. Drop the remainder, or change "
                 "bn_groups."
             )
-        order = norms.shuffle_for_bn(n, self.bn_groups)
-        back = sorted(range(n), key=order.__getitem__)
-        z = self.average(tf.gather(view, order), training=True)
-        return losses.normalize(tf.gather(z, back))
+        pieces = n // (self.microbatch_size or n)
+        if self.bn_groups > 1 and self.bn_groups % pieces:
+            raise UserError(
+                f"bn_groups={self.bn_groups} must be a multiple of the {pieces} "
+                f"micro-batches of a batch of {n}. Take another bn_groups or "
+                "microbatch_size."
+            )
+        for network in (self.encoder, self.head, *self.average.target()):
+            norms.set_bn_groups(network, max(1, self.bn_groups // pieces))
 
     def _symmetric(self, view_a, view_b, training):
         pairs = [
-            (self.project(one, training).p, self.key(other, training))
+            (self.project(one, training=training)[0].p, self.key(other, training))
             for one, other in ((view_a, view_b), (view_b, view_a))
         ]
         loss = sum(losses.info_nce(*pair, self.temperature) for pair in pairs) / 2

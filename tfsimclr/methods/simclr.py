@@ -201,11 +201,10 @@ class SimCLR(MomentumMethod):
         keys: list = []
         for group in self.by_size(views):
             # One pass, so that batch norm sees all views of one size together.
-            stacked = tf.concat(group, axis=0)
-            z += tf.split(self.project(stacked, training).p, len(group))
+            z += [o.p for o in self.project(*group, training=training)]
             if self.average:
-                key = self.average(stacked, training=training)
-                keys += tf.split(tf.cast(key, tf.float32), len(group))
+                of_group = self.target(*group, training=training)
+                keys += [tf.cast(key, tf.float32) for key in of_group]
         return z, keys or None
 
     def get_config(self):

@@ -45,7 +45,7 @@ class SimSiam(Method):
         self.stop_gradient = stop_gradient
 
     def objective(self, *views, training=True):
-        outputs = [self.project(view, training) for view in views]
+        outputs = [self.project(view, training=training)[0] for view in views]
         p = [output.p for output in outputs]
         targets = [output.z for output in outputs[: self.num_views]]
         if self.stop_gradient:

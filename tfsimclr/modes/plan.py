@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfsimclr import build, optimizers
 from tfsimclr.data import dataset as datasets
-from tfsimclr.modes import dry_run
+from tfsimclr.modes import dry_run, memory_search
 from tfsimclr.networks import flops, norms
 from tfsimclr.optimizers import schedules
 from tfsimclr.runs import hardware
@@ -30,6 +30,11 @@ def plan(config: Config, dataset: datasets.DataSet) -> None:
     estimate = measure(config, dataset)
     print("The plan; nothing is written:")
     print(describe(estimate, config), flush=True)
+    available = estimate["memory_bytes"]
+    if available and (config.memory_gb or not estimate["fits"]):
+        images = dataset.pretrain.images
+        results = memory_search.search(config, images, available)
+        print(memory_search.describe(results, config, available), flush=True)
 
 
 def measure(config: Config, dataset: datasets.DataSet) -> dict:
@@ -91,7 +96,9 @@ def counts(config: Config) -> dict:
         of the encoder), `forward_macs` (one image through the encoder) and `step_macs`
         (a training step per image: all its views, forward and backward).
     """
-    model = build.method(config, total_steps=1, num_images=config.batch_size)
+    # The operations of micro-batches are in loops, which would be counted once.
+    whole = dataclasses.replace(config, microbatch_size=0, remat=False)
+    model = build.method(whole, total_steps=1, num_images=config.batch_size)
     learned = model.learned_variables
     size, batch = config.image_size, config.batch_size
 
@@ -121,13 +128,18 @@ def with_batch(config: Config, batch_size: int) -> Config:
     """Returns a resolved config at another batch size.
 
     Settings that depend on the batch size (queue, batch-norm groups, row blocks of the
-    loss) are changed to the nearest values that are valid for it.
+    loss, micro-batches) are changed to the nearest values that are valid for it.
     """
     changes: dict = {"batch_size": batch_size}
+    pieces = 1
+    if config.microbatch_size:
+        changes["microbatch_size"] = math.gcd(config.microbatch_size, batch_size)
+        pieces = batch_size // changes["microbatch_size"]
     if config.queue_size:
         changes["queue_size"] = max(1, config.queue_size // batch_size) * batch_size
-    if config.bn_groups and batch_size % config.bn_groups:
-        changes["bn_groups"] = norms.default_bn_groups(batch_size)
+    groups = config.bn_groups or 1
+    if groups > 1 and (batch_size % groups or groups % pieces):
+        changes["bn_groups"] = norms.default_bn_groups(batch_size, pieces)
     if config.loss_block_rows:
         rows = config.total_views * batch_size
         changes["loss_block_rows"] = math.gcd(config.loss_block_rows, rows)
@@ -268,6 +280,7 @@ def describe(estimate: dict, config: Config) -> str:
         f"({_large(forward)} multiply-adds), {_large(2 * step)} in a step ({views} "
         "views, forward and backward)",
         "peak memory": peak,
+        "batch norm": _batch_norm(config),
         "speed": speed,
         "pretraining": f"{seconds / 3600:.3g} hours: {config.epochs} epochs of "
         f"{steps} steps of {config.batch_size}; evaluation comes on top",
@@ -276,6 +289,16 @@ def describe(estimate: dict, config: Config) -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
+
+
+def _batch_norm(config: Config) -> str:
+    """Returns over what batch norm computes its statistics."""
+    size = config.microbatch_size or config.batch_size
+    text = f"over the views of {size} images"
+    if size < config.batch_size:
+        pieces = config.batch_size // size
+        text += f", one of {pieces} micro-batches, as on {pieces} devices"
+    return text
 
 
 def _large(number: float) -> str:

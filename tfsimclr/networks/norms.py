@@ -151,9 +151,16 @@ def shuffle_for_bn(n: int, groups: int) -> list[int]:
     return [row for first in range(groups) for row in range(first, n, groups)]
 
 
-def default_bn_groups(n: int) -> int:
+def default_bn_groups(n: int, multiple_of: int = 1) -> int:
     """Returns the smallest divisor of n whose square is at least n.
 
     It is the smallest number of groups for which `shuffle_for_bn` separates the rows.
+
+    Args:
+        n: Rows of the batch.
+        multiple_of: A number that the groups must be a multiple of, such as the number
+            of micro-batches; a divisor of n.
     """
-    return next(g for g in range(1, n + 1) if n % g == 0 and g * g >= n)
+    return next(
+        g for g in range(multiple_of, n + 1, multiple_of) if n % g == 0 and g * g >= n
+    )

@@ -212,11 +212,12 @@ class Config:
         maximum=1,
         since="0.3",
     )
-    loss_block_rows: int = option(
-        0,
+    loss_block_rows: int | None = option(
+        None,
         "Rows of simclr's similarity matrix that are computed at a time; a divisor of "
         "the batch size times the views of an image. 0 computes all at once. Saves "
-        "memory at batches in the thousands.",
+        "memory at batches in the thousands. Default: 0, or about 1024 for "
+        "micro-batches of a batch of 2048 or more.",
         minimum=0,
     )
     ema_decay: float | None = option(
@@ -245,6 +246,27 @@ class Config:
         "Default: the fewest for which a query's and its key's sub-batch share only "
         "that image; 1, which is plain batch norm, without a queue.",
         minimum=1,
+    )
+
+    # Memory
+
+    microbatch_size: int = option(
+        0,
+        "Images that pass through the networks at a time, a divisor of the batch size; "
+        "0 is the whole batch. The loss has the negatives of the whole batch, and the "
+        "gradient is exact, in the memory of this many images and about 1.5 times the "
+        "time. Batch norm sees one micro-batch at a time, as on several devices. For "
+        "batches that do not fit into memory.",
+        minimum=0,
+        since="0.3",
+    )
+    remat: bool = option(
+        False,
+        "Gradient checkpointing: store only what passes between residual blocks and "
+        "compute the rest again in the backward pass, in about 1.4 times the time. "
+        "Batch norm sees the whole batch. For deep networks that do not fit into "
+        "memory.",
+        since="0.3",
     )
 
     # Projection head
