@@ -16,7 +16,11 @@ from tfsimclr.networks import heads, norms
 from tfsimclr.views.random_view import Views
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), "uint8")
-METHODS = {name: row for name, row in ROWS.items() if name != "fixed_target"}
+INDICES = np.arange(16)
+METHODS = [
+    pytest.param(row, id=name, marks=[pytest.mark.slow] * row.slow)
+    for name, row in ROWS.items()
+]
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def gradients(model, images=IMAGES):
     @tf.function(autograph=False)
     def compute(images):
         with tf.GradientTape() as tape:
-            loss, logs = model.objective(*model.prepare_batch(images, None))
+            loss, logs = model.objective(
+                *model.prepare_batch(images, INDICES[: images.shape[0]])
+            )
         return loss, logs, tape.gradient(loss, model.learned_variables)
 
     loss, logs, grads = compute(tf.constant(images))
@@ -62,31 +68,35 @@ def assert_equal_steps(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
     assert a[1].keys() == b[1].keys()
     for name in a[1]:
-        np.testing.assert_allclose(a[1][name], b[1][name], rtol=tolerance, atol=1e-5)
+        # Rounding may change the rank of one anchor.
+        near = 0.01 if name == "contrastive_top1" else 1e-5
+        np.testing.assert_allclose(a[1][name], b[1][name], rtol=tolerance, atol=near)
     largest = max(np.abs(g).max() for g in b[2])
     assert largest > 0
     for one, other in zip(a[2], b[2], strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance * largest)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_one_micro_batch_is_the_plain_step(small, name):
-    config = small(**METHODS[name].settings)
-    plain = gradients(build.method(config, 10))
+@pytest.mark.parametrize("row", METHODS)
+def test_one_micro_batch_is_the_plain_step(small, row):
+    config = small(**row.settings)
+    plain = gradients(build.method(config, 10, num_images=16))
     config = dataclasses.replace(config, microbatch_size=config.batch_size)
-    assert_equal_steps(gradients(build.method(config, 10)), plain, 1e-4)
+    assert_equal_steps(gradients(build.method(config, 10, num_images=16)), plain, 1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_are_the_step_of_sub_batches(small, name):
+@pytest.mark.parametrize("row", METHODS)
+def test_micro_batches_are_the_step_of_sub_batches(small, row):
     """The plain step, with batch norm over as many groups as there are micro-batches.
 
     Siblings: views are made per piece and equal those of the whole batch; MoCo's keys
     are shuffled over the whole batch; local views are pieces of their own size.
     """
-    config = small(**METHODS[name].settings, microbatch_size=4)
-    result = gradients(build.method(config, 10))
-    plain = build.method(dataclasses.replace(config, microbatch_size=0), 10)
+    config = small(**row.settings, microbatch_size=4)
+    result = gradients(build.method(config, 10, num_images=16))
+    plain = build.method(
+        dataclasses.replace(config, microbatch_size=0), 10, num_images=16
+    )
     if config.method != "moco":  # which has as many groups already
         networks = [plain.encoder, plain.head, plain.predictor]
         if getattr(plain, "average", None):
@@ -108,7 +118,7 @@ def test_micro_batches_are_the_step_of_sub_batches(small, name):
 def _interleaved(model, pieces):
     """Returns `pass_through` with both views of an image in the same sub-batch."""
 
-    def pass_through(call, networks, views, order=None):
+    def pass_through(call, networks, views, order=None, training=True):
         n = views[0].shape[0]
         rows = np.arange(n).reshape(pieces, -1)
         rows = np.concatenate([rows + n * i for i in range(len(views))], axis=1).ravel()
