@@ -342,7 +342,7 @@ def resolve_method(config: Config, num_images: int) -> Config:
 
 
 def resolve_memory(config: Config) -> Config:
-    """Returns the config with the row blocks of the loss in place of None.
+    """Returns the config with row blocks of the loss if micro-batches need them.
 
     Args:
         config: Resolved in all other settings.
@@ -355,9 +355,9 @@ def resolve_memory(config: Config) -> Config:
     rows = batch * config.total_views
     has_rows = "loss_block_rows" in METHODS[config.method].uses
     large = size and batch >= LARGE_BATCH and has_rows
-    config = config.replace_none(
-        loss_block_rows=_largest_divisor(rows, BLOCK_ROWS) if large else 0
-    )
+    if large and not config.loss_block_rows:
+        block_rows = _largest_divisor(rows, BLOCK_ROWS)
+        config = dataclasses.replace(config, loss_block_rows=block_rows)
     if config.loss_block_rows and rows % config.loss_block_rows:
         raise UserError(
             f"--loss_block_rows must divide {rows}, the rows of all views, got "

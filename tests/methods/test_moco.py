@@ -170,7 +170,7 @@ def test_keras_file_brings_everything_back(tmp_path):
     [
         ({"temperature": 0.0}, IMAGES, "temperature must be above 0"),
         ({"queue_size": 40}, IMAGES, "multiple of the batch, got 40 and 16"),
-        ({"bn_groups": 3}, IMAGES, "3 groups do not divide a batch of 16"),
+        ({"bn_groups": 3}, IMAGES, "batches of one size that 3 groups divide, got 16"),
         ({"ema_decay": 1.5}, IMAGES, "from 0 to 1, got 1.5"),
     ],
 )

@@ -107,7 +107,7 @@ def fake_dry_run(monkeypatch, fixed=1e9, per_image=1e6, base=0.9e9):
     """Replaces dry runs by constant results; returns the batch sizes measured."""
     measured = []
 
-    def answer(config, images):
+    def answer(config, images, *limits):
         measured.append(config.batch_size)
         return {
             "batch_size": config.batch_size,
@@ -233,7 +233,7 @@ def test_a_plan_prints_every_item_and_writes_nothing(
     monkeypatch.setattr(dry_run, "STEPS", 2)
     real, results = dry_run.measure_in_subprocess, []
 
-    def once(config, images):
+    def once(config, images, *limits):
         """Measures the smallest batch only; larger ones are a multiple of it."""
         if not results:
             results.append(real(config, images))
@@ -288,7 +288,7 @@ def test_a_batch_that_runs_out_of_memory_does_not_fit(tiny, monkeypatch):
     measured = fake_dry_run(monkeypatch)
     real = dry_run.measure_in_subprocess
 
-    def answer(config, images):
+    def answer(config, images, *limits):
         result = real(config, images)
         if config.batch_size == 16:
             raise MemoryError("batch 16")

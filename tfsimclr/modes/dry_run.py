@@ -27,7 +27,10 @@ HEALTH_IMAGES = 256  # as many as the recorder of a run uses for feature health
 
 
 def measure_in_subprocess(
-    config: Config, images, timed_steps: int = STEPS, memory_limit: int | None = None
+    config: Config,
+    images,
+    timed_steps: int | None = None,
+    memory_limit: int | None = None,
 ) -> dict:
     """Returns the result of `measure_steps`, computed in a new process on a CPU.
 
@@ -38,7 +41,7 @@ def measure_in_subprocess(
     Args:
         config: Resolved.
         images: uint8 `[n, s, s, 3]`, at least a batch.
-        timed_steps: As in `measure_steps`.
+        timed_steps: As in `measure_steps`; None is `STEPS`.
         memory_limit: Bytes above which the process is ended, or None. On a GPU it is
             not enforced: the memory of the device is the limit.
 
@@ -46,6 +49,7 @@ def measure_in_subprocess(
         MemoryError: If the steps need more memory than there is, or than the limit.
         RuntimeError: If the process fails for another reason.
     """
+    timed_steps = timed_steps or STEPS
     if has_gpu():
         try:
             return measure_steps(config, images, timed_steps)

@@ -53,9 +53,7 @@ def search(config: Config, images, available: int) -> list[Result]:
             remat = dataclasses.replace(plain, remat=True)
             results.append(_measured(remat, images, available))
         for size in _microbatch_sizes(config):
-            pieces = dataclasses.replace(
-                plain, microbatch_size=size, loss_block_rows=None
-            )
+            pieces = dataclasses.replace(plain, microbatch_size=size, loss_block_rows=0)
             pieces = resolve.resolve_memory(pieces)
             results.append(_measured(pieces, images, available))
             if results[-1].peak_bytes is not None:

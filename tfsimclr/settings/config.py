@@ -212,12 +212,12 @@ class Config:
         maximum=1,
         since="0.3",
     )
-    loss_block_rows: int | None = option(
-        None,
+    loss_block_rows: int = option(
+        0,
         "Rows of simclr's similarity matrix that are computed at a time; a divisor of "
-        "the batch size times the views of an image. 0 computes all at once. Saves "
-        "memory at batches in the thousands. Default: 0, or about 1024 for "
-        "micro-batches of a batch of 2048 or more.",
+        "the batch size times the views of an image. Saves memory at batches in the "
+        "thousands. 0 computes all at once, except with --microbatch_size and a batch "
+        "of at least 2048: then about 1024 rows.",
         minimum=0,
     )
     ema_decay: float | None = option(
