@@ -108,7 +108,7 @@ def method(config: Config, total_steps: int | None = None, num_images: int = 1):
             norm=config.norm,
             name="predictor",
         )
-    memory = {"microbatch_size": config.microbatch_size, "remat": config.remat}
+    memory: dict = {"microbatch_size": config.microbatch_size, "remat": config.remat}
     return entry.method(network, head, views, seed=config.seed, **memory, **arguments)
 
 

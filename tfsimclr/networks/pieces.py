@@ -36,8 +36,8 @@ def in_pieces(call, networks, num_pieces: int):
     # own must not capture variables.
     weights = [tf.convert_to_tensor(v.value) for v in learned]
     before = [tf.convert_to_tensor(v.value) for v in state]
-    assigned = set()
-    structure = []
+    assigned: set[int] = set()
+    structure: list = []
 
     def compute(index, weights, before):
         values = [*zip(learned, weights, strict=True), *zip(state, before, strict=True)]
