@@ -1,5 +1,7 @@
 """Makes the objects that a resolved Config describes."""
 
+import dataclasses
+
 import keras
 
 from tfsimclr.data import batches, sampling
@@ -7,6 +9,7 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.methods import LOCAL_VIEWS, METHODS, PREDICTOR
 from tfsimclr.networks import heads
 from tfsimclr.networks.encoders import ENCODERS
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.optimizers import lars, schedules
 from tfsimclr.settings.config import Config, parse_areas
 from tfsimclr.views.random_view import Views
@@ -54,11 +57,15 @@ def start(config: Config) -> None:
 
 def encoder(config: Config) -> keras.Model:
     """Returns the untrained encoder; after `start` its weights are the seed's."""
-    entry = ENCODERS[config.backbone]
-    return entry.build(**{name: getattr(config, name) for name in entry.uses})
+    return ENCODERS[config.backbone].from_settings(dataclasses.asdict(config))
 
 
-def method(config: Config, total_steps: int | None = None, num_images: int = 1):
+def method(
+    config: Config,
+    total_steps: int | None = None,
+    num_images: int = 1,
+    weights: InitialWeights | None = None,
+):
     """Returns the untrained model of a resolved config.
 
     Args:
@@ -67,9 +74,12 @@ def method(config: Config, total_steps: int | None = None, num_images: int = 1):
             none.
         num_images: Images of the training, for the running denominators of
             --loss=sogclr.
+        weights: Weights that the encoder starts from, or None for random ones.
     """
     start(config)
     network = encoder(config)
+    if weights is not None:
+        weights.assign(network)  # before a momentum network copies the encoder
     hidden = config.proj_hidden or None
     head = heads.ProjectionHead(
         config.proj_layers,

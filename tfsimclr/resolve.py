@@ -6,6 +6,7 @@ decided". `config.py` holds the constants, and None or "auto" for what is decide
 
 import dataclasses
 
+import keras
 import tensorflow as tf
 
 from tfsimclr.data import batches, sampling
@@ -15,8 +16,10 @@ from tfsimclr.methods import LOCAL_VIEWS, METHODS
 from tfsimclr.methods.simclr import LOSSES
 from tfsimclr.networks import heads, norms
 from tfsimclr.networks.encoders import ENCODERS
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.networks.names import feature_names
 from tfsimclr.settings.config import Config
+from tfsimclr.training import weight_files
 from tfsimclr.views.random_view import LOCAL_CROP_AREAS
 
 # Setting -> the modes that use it; all modes use the others.
@@ -170,6 +173,13 @@ def _check_mode(config: Config) -> None:
             "--mode=distill needs --teacher_dir, a run folder with a fine-tuned "
             "network (--mode=finetune)."
         )
+    if config.mode == "distill" and config.init:
+        raise UserError(
+            f"--init={config.init} means nothing to --mode=distill, whose student "
+            "starts from random weights. Leave it out."
+        )
+    if config.init_checksum and not config.init:
+        raise UserError("--init_checksum means nothing without --init. Leave it out.")
     if config.teacher_dir and config.mode != "distill":
         raise UserError(
             f"--teacher_dir belongs to --mode=distill, got --mode={config.mode}. A "
@@ -196,14 +206,20 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     config = config.with_optimizer_defaults()
     size = config.image_size or images.image_size
     of_data = datasets.defaults(config.dataset, size)
-    config = config.replace_none(
-        image_size=size,
-        backbone=of_data["backbone"],
-        width=of_data["width"],
-    )
+    weights = None
+    if config.init and config.mode != "finetune":  # it trains the pretrained network
+        weights = initial_weights(config)
+        config = _with_settings_of(weights, config)
+        check(config)  # now for the encoder of the weights
+    config = config.replace_none(image_size=size, backbone=of_data["backbone"])
+    encoder = ENCODERS[config.backbone]
+    if "width" in encoder.uses:
+        config = config.replace_none(width=of_data["width"])
+    if "input_norm" in encoder.uses:
+        config = config.replace_none(input_norm="none")
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    auto = {
-        "stem": of_data["stem"],
+    auto: dict = {
+        "stem": of_data["stem"] if "stem" in encoder.uses else "auto",
         "precision": auto_precision(),
         "jit_compile": "true" if has_gpu else "false",
     }
@@ -211,13 +227,7 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     config = dataclasses.replace(config, **auto).replace_none(
         steps_per_check=GPU_STEPS_PER_CHECK if has_gpu else 1
     )
-    encoder = ENCODERS[config.backbone]
-    smallest = encoder.smallest_image(dataclasses.asdict(config))
-    if size < smallest:
-        raise UserError(
-            f"--image_size={size} is too small for --stem={config.stem}, which needs "
-            f"at least {smallest}. Use --stem=small or larger views."
-        )
+    smallest = _check_size(config, encoder)
     if config.num_local_views:
         low, high = LOCAL_CROP_AREAS
         config = config.replace_none(
@@ -226,9 +236,13 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
         )
         if config.local_image_size < smallest:
             raise UserError(
-                f"--local_image_size={config.local_image_size} is too small for --stem="
-                f"{config.stem}, which needs at least {smallest}."
+                f"--local_image_size={config.local_image_size} is too small for "
+                f"{_limit(config, encoder)}, which needs at least {smallest}."
             )
+    if weights is not None:
+        with keras.StatelessScope(initialize_variables=False):
+            # Raises if the weights do not fit.
+            weights.report(encoder.from_settings(dataclasses.asdict(config)))
     available = len(images.pretrain.images)
     count = config.num_pretrain_images or available
     if count > available:
@@ -288,6 +302,67 @@ def resolve_val_share(config: Config, num_images: int, has_test: bool) -> float:
     return share
 
 
+def initial_weights(config: Config) -> InitialWeights | None:
+    """Returns the weights of `--init`, or None without it.
+
+    Raises:
+        UserError: If they cannot be read, or are others than `--init_checksum`.
+    """
+    if not config.init:
+        return None
+    backbone = config.backbone
+    if config.init == weight_files.PUBLISHED:
+        backbone = backbone or datasets.defaults(config.dataset, 1)["backbone"]
+    published = ENCODERS[backbone].published_weights if backbone else None
+    if config.init == weight_files.PUBLISHED and not published:
+        names = [name for name, entry in ENCODERS.items() if entry.published_weights]
+        raise UserError(
+            f"--init=imagenet: Keras publishes no weights for --backbone={backbone}. "
+            f"Use --backbone={' or '.join(names)}, or give --init a .safetensors file "
+            "of torchvision or timm."
+        )
+    return weight_files.load(
+        config.init,
+        config.workdir,
+        config.init_checksum,
+        lambda: InitialWeights(config.init, published(), {"backbone": backbone}),
+    )
+
+
+def _with_settings_of(weights: InitialWeights, config: Config) -> Config:
+    """Returns the config with the weights' settings for those left open."""
+    settings: dict = dict(weights.settings)
+    stem = settings.pop("stem", "auto")
+    settings.pop("selective_kernel", None)  # never left open
+    config = config.replace_none(
+        backbone=settings.pop("backbone", None), init_checksum=weights.checksum
+    )
+    uses = ENCODERS[config.backbone].uses if config.backbone else ()
+    config = config.replace_none(**{k: v for k, v in settings.items() if k in uses})
+    if config.stem == "auto" and "stem" in uses:
+        config = dataclasses.replace(config, stem=stem)
+    return config
+
+
+def _check_size(config: Config, encoder) -> int:
+    """Returns the smallest side of a view; raises if the views are smaller."""
+    smallest = encoder.smallest_image(dataclasses.asdict(config))
+    if config.image_size < smallest:
+        advice = "--stem=small or " if "stem" in encoder.uses else ""
+        raise UserError(
+            f"--image_size={config.image_size} is too small for "
+            f"{_limit(config, encoder)}, which needs at least {smallest}. Use {advice}"
+            "larger views."
+        )
+    return smallest
+
+
+def _limit(config: Config, encoder) -> str:
+    """Returns the setting that limits the size of a view, as a flag."""
+    has_stem = "stem" in encoder.uses
+    return f"--stem={config.stem}" if has_stem else f"--backbone={config.backbone}"
+
+
 def resolve_method(config: Config, num_images: int) -> Config:
     """Returns the config with the method's defaults in place of None.
 
@@ -309,10 +384,20 @@ def resolve_method(config: Config, num_images: int) -> Config:
     if "bn_groups" in entry.uses:
         # Without a queue all keys are of the query's batch, so batch statistics do not
         # tell the positive from the negatives.
-        leaks = config.queue_size and config.norm == "batch"
+        has_batch_norm = config.norm == "batch" and (
+            ENCODERS[config.backbone].has_batch_norm
+            or config.proj_batch_norm != "false"
+        )
+        leaks = config.queue_size and has_batch_norm
         pieces = max(1, batch // (config.microbatch_size or batch))
         groups = norms.default_bn_groups(batch, pieces) if leaks else 1
         config = config.replace_none(bn_groups=groups)
+        if config.bn_groups > 1 and not has_batch_norm:
+            raise UserError(
+                f"--bn_groups={config.bn_groups} means nothing to --backbone="
+                f"{config.backbone}: neither it nor the head has batch norm, so there "
+                "is no Shuffling BN. Leave it out."
+            )
     if "pred_layers" in entry.uses:
         config = config.replace_none(
             pred_layers=0 if config.queue_size else 2,
@@ -398,7 +483,7 @@ def resolve_finetune(config: Config, num_images: int) -> Config:
     batch_size = min(config.finetune_batch_size, num_images)
     steps = batches.steps_per_epoch(num_images, batch_size)
     epochs = 60 if config.label_fraction < 0.1 else 30
-    wide = config.width > 1 or config.selective_kernel
+    wide = (config.width or 1) > 1 or config.selective_kernel
     on_h = config.label_fraction == 1 or config.proj_layers == 1
     return config.replace_none(
         finetune_layer="h" if on_h else "head_1",

@@ -21,7 +21,13 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 DOCUMENTED = {
     **{"mode": "all", "workdir": "", "dataset": "textures", "data_dir": ""},
     **{"method": "simclr", "backbone": None, "width": None, "selective_kernel": False},
-    **{"stem": "auto", "image_size": None, "batch_size": 128, "epochs": 40, "seed": 0},
+    **{
+        "stem": "auto",
+        "image_size": None,
+        "batch_size": 128,
+        "epochs": None,
+        "seed": 0,
+    },
     **{"temperature": 0.5, "loss": "nt_xent", "proj_layers": 2, "proj_dim": 64},
     **{"proj_hidden": 0, "proj_activation": "relu", "proj_batch_norm": None},
     **{"optimizer": "adam", "learning_rate": None, "learning_rate_scaling": None},
@@ -33,7 +39,9 @@ DOCUMENTED = {
 }
 # What may change without making it another pretraining.
 AFTER_PRETRAINING = {
+    # Weights are known by --init_checksum, wherever they lie.
     *("mode", "workdir", "cache_dir", "num_train_images", "feature", "probe_epochs"),
+    "init",
     *("probe_optimizer", "probe_learning_rate", "probe_batch_size"),
     *("keep_checkpoints", "checkpoint_minutes", "steps_per_check"),
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
@@ -45,6 +53,7 @@ OTHER = {
     **{
         "workdir": "/runs/a",
         "data_dir": "/data",
+        "init": "/weights.npz",
         "cache_dir": "/c",
         "dataset": "stl10",
     },
@@ -239,7 +248,8 @@ def test_lines_leave_out_what_is_undecided():
 
 
 @pytest.mark.parametrize(
-    "name", ["workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"]
+    "name",
+    ["workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir", "init"],
 )
 def test_paths_become_absolute(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -261,6 +271,13 @@ def test_the_default_folder_follows_the_pretraining_only(name):
     assert (changed.pretraining() == base.pretraining()) == (same or is_path)
 
 
+def test_settings_that_mean_what_older_versions_did_keep_the_default_folder():
+    older, none = Config(), Config(input_norm="none")
+    assert none.default_workdir() == older.default_workdir()
+    imagenet = Config(input_norm="imagenet")
+    assert imagenet.default_workdir() != older.default_workdir()
+
+
 def test_the_default_folder_names_method_and_data():
     folder = Config(dataset="stl10").default_workdir()
     assert os.path.basename(folder).startswith("simclr-stl10-")
@@ -280,7 +297,7 @@ def test_optimizer_defaults(optimizer, expected):
     config = Config(optimizer=optimizer).with_optimizer_defaults()
     assert tuple(getattr(config, name) for name in names.split()) == expected
     own = dict(zip(names.split(), (0.7, "linear", 2.0, "cosine", 0.5), strict=True))
-    config = Config(optimizer=optimizer, **own)
+    config = Config(optimizer=optimizer, epochs=40, **own)
     assert config.with_optimizer_defaults() == config
 
 
@@ -298,6 +315,18 @@ def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
     assert config.learning_rate_scaling == rule
     rate = schedules.scaled_learning_rate(config.learning_rate, 128, rule)
     assert rate == pytest.approx(peak, rel=2e-3)
+
+
+def test_a_start_from_weights_trains_shorter_with_smaller_steps():
+    plain = Config().with_optimizer_defaults()
+    initial = Config(init="a.npz").with_optimizer_defaults()
+    assert plain.epochs == 40
+    assert initial.epochs < plain.epochs
+    assert initial.learning_rate < plain.learning_rate
+    assert initial.warmup_epochs > plain.warmup_epochs
+    own = {"epochs": 7, "learning_rate": 0.1, "warmup_epochs": 2.0}
+    given = Config(init="a.npz", **own).with_optimizer_defaults()
+    assert {name: getattr(given, name) for name in own} == own
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10, 40])

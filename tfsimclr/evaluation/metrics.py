@@ -171,6 +171,11 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     return float(np.mean(_ranks(scores, labels) <= k))
 
 
+def is_top1(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns whether each label has the highest score, bool `[n]`; see above."""
+    return _ranks(scores, labels) <= 1
+
+
 def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Returns the mean of the per-class accuracies, in 0-1.
 
@@ -183,7 +188,7 @@ def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
         labels: `[n]` integers in 0 .. classes - 1; classes without an image are left
             out of the mean.
     """
-    correct = _ranks(scores, labels) <= 1
+    correct = is_top1(scores, labels)
     return float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
 
 

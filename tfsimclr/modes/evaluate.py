@@ -1,6 +1,8 @@
 """Evaluation of a run: a linear classifier and k-NN on every frozen feature."""
 
 import concurrent.futures
+import dataclasses
+import itertools
 import pathlib
 import sys
 import time
@@ -11,11 +13,12 @@ from tfsimclr import __version__, files
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import sampling
 from tfsimclr.errors import UserError
-from tfsimclr.evaluation import knn, linear, metrics, projector
+from tfsimclr.evaluation import intervals, knn, linear, metrics, projector
 from tfsimclr.modes import label_free
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.networks.names import feature_names
 from tfsimclr.runs import features as run_features
-from tfsimclr.runs import loading, results
+from tfsimclr.runs import initial, loading, results
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints
 
@@ -39,8 +42,10 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
         UserError: If there is no checkpoint, or no labels and the mode is `evaluate`.
     """
     model, meta = loading.model(config, workdir)
+    weights = initial.load(config, workdir)
     if len(meta["rows"]) < config.epochs:
         print(f"Note: {len(meta['rows'])} of {config.epochs} epochs are done.")
+    weights = initial.load(config, workdir)
     if not dataset.has_labels and label_free.held_out_rows(dataset) is None:
         if config.mode == "evaluate":
             raise UserError(
@@ -49,15 +54,25 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
                 "nothing to evaluate. The encoder can be exported: --mode=export."
             )
         print("No labels and no held-out images: result.json will hold no scores.")
-    scores = {}
+    scores: dict = {}
+    differences: list[dict] = []
     if dataset.has_labels:
-        scores = evaluate_features(config, dataset, model, workdir)
+        scores, differences = evaluate_features(
+            config, dataset, model, workdir, weights
+        )
     content = {
         **results.content(config, meta, scores),
+        "differences": differences,
         **describe_data(dataset),
-        "label_free": label_free.evaluate(config, dataset, model),
+        "label_free": label_free.evaluate(config, dataset, model, weights),
         "evaluations": other_evaluations(workdir, model),
     }
+    if weights is not None:
+        content["init"] = {
+            "source": config.init,
+            "checksum": weights.checksum,
+            **dataclasses.asdict(weights.report(model.encoder)),
+        }
     results.write(workdir / "result.json", content)
     return content
 
@@ -84,22 +99,36 @@ def describe_data(dataset: datasets.DataSet) -> dict:
 
 
 def evaluate_features(
-    config: Config, dataset: datasets.DataSet, model, workdir: pathlib.Path
-) -> dict:
+    config: Config,
+    dataset: datasets.DataSet,
+    model,
+    workdir: pathlib.Path,
+    weights: InitialWeights | None = None,
+) -> tuple[dict, list[dict]]:
     """Scores all features; writes the files that belong to the reported one.
 
+    Args:
+        config: Resolved.
+        dataset: The data, with labels.
+        model: The trained model.
+        workdir: The run folder.
+        weights: Weights that the encoder started from, or None if they were random.
+
     Returns:
-        `{"pixels": scores, "random_h": scores, "h": scores, ...}`; see
-        `evaluate_feature` for the scores.
+        `{"pixels": scores, "random_h": scores, "h": scores, ...}`, with "init_h" if
+        there are `weights`, see `evaluate_feature`; and the differences of the top-1 of
+        every pair, see `differences_of`.
     """
     train, test = labelled_splits(config, dataset)
     before = checkpoints.hash_weights(model)
-    features = all_features(config, model, train, test, workdir)
+    features = all_features(config, model, train, test, workdir, weights)
     if checkpoints.hash_weights(model) != before:
         raise RuntimeError(
             "Extracting features changed the encoder: this is a bug in tfsimclr."
         )
-    scores, reported = score(config, dataset.num_classes, features, train, test)
+    scores, reported, differences = score(
+        config, dataset.num_classes, features, train, test
+    )
     loading.save_classifier(
         workdir, model, config.feature, reported, dataset.class_names
     )
@@ -109,7 +138,7 @@ def evaluate_features(
     board = workdir / "tensorboard"
     with files.disk_errors(board):
         projector.write(board, features["h"][1], test, dataset.class_names)
-    return scores
+    return scores, differences
 
 
 def labelled_splits(config: Config, dataset: datasets.DataSet):
@@ -132,8 +161,9 @@ def score(config: Config, num_classes: int, features: dict, train, test):
         test: The test split; only its labels are used.
 
     Returns:
-        `{name: scores}` and the classifier of the reported feature; see
-        `evaluate_feature`.
+        `{name: scores}` and the classifier of the reported feature, see
+        `evaluate_feature`; and the differences of the top-1 of every pair of features,
+        see `differences_of`.
     """
     majority = metrics.majority_share(test.labels)
     print(f"The most frequent class has {majority:.2%} of the test images.", flush=True)
@@ -142,7 +172,7 @@ def score(config: Config, num_classes: int, features: dict, train, test):
         of_train, of_test = pair
         return evaluate_feature(config, num_classes, of_train, train, of_test, test)
 
-    scores = {}
+    scores, correct = {}, {}
     # The operations of a classifier's step are too small to use several cores.
     with concurrent.futures.ThreadPoolExecutor(FEATURES_AT_ONCE) as pool:
         evaluated = pool.map(evaluate_pair, features.values())
@@ -150,7 +180,59 @@ def score(config: Config, num_classes: int, features: dict, train, test):
             print(score_line(name, scores[name]), flush=True)
             if name == config.feature:
                 reported = classifier
-    return scores, reported
+            logits = linear.predict(classifier, features[name][1])
+            correct[name] = metrics.is_top1(logits, test.labels)
+    differences = differences_of(correct)
+    print("\n".join(difference_lines(differences, config.feature)), flush=True)
+    return scores, reported, differences
+
+
+def differences_of(correct: dict[str, np.ndarray]) -> list[dict]:
+    """Returns the difference of the top-1 of every pair of features.
+
+    Args:
+        correct: `{feature: bool [n]}`, whether its classifier is right on an image.
+
+    Returns:
+        A list of `{"feature", "baseline", "top1_difference", "low", "high"}`, where the
+        difference is that of the feature minus that of the baseline, in 0-1, and low
+        and high are the ends of its 95 % interval over test images.
+    """
+    rows = []
+    for baseline, feature in itertools.combinations(correct, 2):
+        difference = intervals.paired_difference(correct[feature], correct[baseline])
+        rows.append(
+            {
+                "feature": feature,
+                "baseline": baseline,
+                "top1_difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+            }
+        )
+    return rows
+
+
+def difference_lines(differences: list[dict], feature: str) -> list[str]:
+    """Returns the comparison of a feature with the baselines as lines of text."""
+    lines = [f"Top-1 of {feature} minus that of a baseline, in points (95 % interval):"]
+    names = {
+        "pixels": "the images themselves",
+        "random_h": "the untrained encoder",
+        "init_h": "the weights of --init before the training",
+    }
+    for row in differences:
+        if row["feature"] != feature or row["baseline"] not in names:
+            continue
+        low, high = 100 * row["low"], 100 * row["high"]
+        verdict = "better than" if low > 0 else "worse than"
+        if low <= 0 <= high:
+            verdict = "no clear difference from"
+        lines.append(
+            f"  {row['baseline']:9} {100 * row['top1_difference']:+6.2f} "
+            f"({low:+.2f} to {high:+.2f}): {verdict} {names[row['baseline']]}"
+        )
+    return lines
 
 
 def score_line(name: str, scores: dict) -> str:
@@ -207,24 +289,39 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
     }, classifier
 
 
-def all_features(config: Config, model, train, test, workdir: pathlib.Path) -> dict:
+def all_features(
+    config: Config,
+    model,
+    train,
+    test,
+    workdir: pathlib.Path,
+    weights: InitialWeights | None = None,
+) -> dict:
     """Returns the features of the train and test images, from the cache if possible.
+
+    With `weights`, those of `--init`, the features "init_h" of an encoder with these
+    weights, before any training step, are among them.
 
     Returns:
         `{name: (train [m, d], test [n, d])}` in the order of the report.
     """
     settings = f"{__version__} {config.image_size} shape, dtype and bytes hashed"
+    if weights is not None:
+        settings += f" {weights.checksum}"
     key = files.sha256(
         f"{checkpoints.hash_weights(model)} {settings} ".encode(),
         f"{files.sha256(train.images)} {files.sha256(test.images)}".encode(),
     )
-    names = ("pixels", "random_h", *feature_names(config.proj_layers))
+    initial_names = ("random_h",) if weights is None else ("random_h", "init_h")
+    names = ("pixels", *initial_names, *feature_names(config.proj_layers))
     folder = workdir / "features"
     cached = load_feature_cache(folder, key, names)
     if cached is not None:
         return cached
     start = time.monotonic()
-    parts = run_features.extract(config, model, train.images, test.images)
+    parts = run_features.extract(
+        config, model, train.images, test.images, weights=weights
+    )
     features = {name: tuple(part[name] for part in parts) for name in names}
     save_feature_cache(folder, key, features)
     count = len(train.images) + len(test.images)

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfsimclr.data import dataset as datasets
 from tfsimclr.evaluation import label_free
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.runs import features
 from tfsimclr.settings.config import Config
 
@@ -14,13 +15,19 @@ BATCH_SIZE = 256
 VIEW_SEED = 0x5EED
 
 
-def evaluate(config: Config, dataset: datasets.DataSet, model) -> dict | None:
+def evaluate(
+    config: Config,
+    dataset: datasets.DataSet,
+    model,
+    weights: InitialWeights | None = None,
+) -> dict | None:
     """Scores every feature of a run without labels; prints the scores.
 
     Args:
         config: Resolved.
         dataset: Its images that the run was not trained on are used, at most 1,000.
         model: The trained model.
+        weights: Weights that the encoder started from, or None if they were random.
 
     Returns:
         The entry `label_free` of result.json: `num_images`; `features`, the scores of
@@ -31,7 +38,7 @@ def evaluate(config: Config, dataset: datasets.DataSet, model) -> dict | None:
     if images is None:
         return None
     views = fixed_views(model, images)
-    of_views = features.extract(config, model, *views)
+    of_views = features.extract(config, model, *views, weights=weights)
     print(
         f"Without labels, on {len(images):,} images that were not trained on: which "
         "image does a view belong to?"

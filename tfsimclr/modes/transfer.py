@@ -10,7 +10,7 @@ from tfsimclr.errors import UserError
 from tfsimclr.evaluation import linear, metrics
 from tfsimclr.modes import evaluate as evaluation
 from tfsimclr.runs import features as run_features
-from tfsimclr.runs import loading, results
+from tfsimclr.runs import initial, loading, results
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints
 
@@ -55,9 +55,12 @@ def evaluate(config: Config, workdir: pathlib.Path) -> dict:
         f"images of {dataset.num_classes} classes.",
         flush=True,
     )
-    parts = run_features.extract(config, model, train.images, test.images)
+    weights = initial.load(config, workdir)
+    parts = run_features.extract(
+        config, model, train.images, test.images, weights=weights
+    )
     features = {name: tuple(part[name] for part in parts) for name in parts[0]}
-    scores, classifier = evaluation.score(
+    scores, classifier, differences = evaluation.score(
         config, dataset.num_classes, features, train, test
     )
     folder = workdir / FOLDER / name
@@ -72,6 +75,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> dict:
         "weights": checkpoints.hash_weights(model),
         **evaluation.describe_data(dataset),
         "features": scores,
+        "differences": differences,
         "feature": config.feature,
         "top1": scores[config.feature]["top1"],
     }

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 _PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
-_CONVOLUTIONS = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
+_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 
 
 def multiply_adds(function, *specs: tf.TensorSpec) -> int:
@@ -39,13 +39,15 @@ def _of_operation(operation) -> int:
         left, out = operation.inputs[0].shape, operation.outputs[0].shape
         name = "transpose_a" if operation.type == "MatMul" else "adj_x"
         return out.num_elements() * left[-2 if operation.get_attr(name) else -1]
-    if operation.type not in _CONVOLUTIONS:
+    kind = operation.type.removesuffix("BackpropInput").removesuffix("BackpropFilter")
+    if kind not in _CONVOLUTIONS:
         return 0
     # A convolution and each of its two gradients multiply every output pixel of the
     # forward convolution with the whole kernel once.
     image, kernel = operation.outputs[0].shape, operation.inputs[1].shape
-    if operation.type == "Conv2DBackpropInput":
+    if operation.type.endswith("BackpropInput"):
         image = operation.inputs[2].shape
-    if operation.type == "Conv2DBackpropFilter":
+    if operation.type.endswith("BackpropFilter"):
         image, kernel = operation.inputs[2].shape, operation.outputs[0].shape
-    return image.num_elements() * math.prod(kernel[:3])
+    # [height, width, in, out]; a depthwise kernel gets one channel in.
+    return image.num_elements() * math.prod(kernel[: 3 if kind == "Conv2D" else 2])

@@ -25,6 +25,13 @@ _STEM_STRIDES = {"imagenet": 4, "medium": 2, "small": 1}
 DEPTHS = tuple(_ARCHITECTURES)
 STEMS = tuple(_STEM_STRIDES)
 
+# Normalisation of the images at the encoder's input -> mean and standard deviation of
+# the red, green and blue values in 0-1. "imagenet" is torchvision's and timm's.
+INPUT_NORMS = {
+    "none": None,
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
 
 def resnet(
     depth: int = 18,
@@ -33,6 +40,7 @@ def resnet(
     selective_kernel: bool = False,
     norm: str = "batch",
     name: str = "encoder",
+    input_norm: str = "none",
 ) -> keras.Model:
     """Returns an untrained ResNet: images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
 
@@ -53,6 +61,10 @@ def resnet(
         norm: `batch`, or `group`: group norm with weight standardisation, for which the
             other images of the batch do not matter.
         name: Name of the model.
+        input_norm: `none`, or `imagenet`, which subtracts ImageNet's mean colour and
+            divides by its standard deviation, as published weights need. It cannot be
+            folded into the first convolution, which pads with zeros: the padding would
+            become the mean colour.
 
     Returns:
         A functional model with d = 512 * width (basic) or 2048 * width (bottleneck).
@@ -65,9 +77,11 @@ def resnet(
     """
     _check(depth, width, stem)
     _check_choice("norm", norm, norms.NORMS)
+    _check_choice("input_norm", input_norm, tuple(INPUT_NORMS))
     block, blocks_per_stage = _ARCHITECTURES[depth]
     images = keras.Input((None, None, 3), name="images")
-    x = _stem(images, stem, _channels(64, width), selective_kernel, norm)
+    x = _normalise(images, input_norm)
+    x = _stem(x, stem, _channels(64, width), selective_kernel, norm)
     for stage, num_blocks in enumerate(blocks_per_stage):
         filters = _channels(64 * 2**stage, width)
         for i in range(num_blocks):
@@ -102,6 +116,17 @@ def smallest_image(stem: str) -> int:
     return _STEM_STRIDES[stem] * 4 + 1
 
 
+def depth_of(block: str, blocks_per_stage: tuple[int, ...]) -> int | None:
+    """Returns the depth of the ResNet of these blocks, or None if there is none.
+
+    Args:
+        block: "basic" or "bottleneck".
+        blocks_per_stage: Number of blocks in each stage.
+    """
+    depths = (d for d, a in _ARCHITECTURES.items() if a == (block, blocks_per_stage))
+    return next(depths, None)
+
+
 def _check(depth, width, stem):
     _check_choice("depth", depth, DEPTHS)
     _check_choice("stem", stem, STEMS)
@@ -120,6 +145,19 @@ def _check_choice(argument, value, choices):
 
 def _channels(channels, width):
     return max(1, round(channels * width))
+
+
+def _normalise(images, input_norm):
+    if INPUT_NORMS[input_norm] is None:
+        return images
+    mean, std = INPUT_NORMS[input_norm]
+    return keras.layers.Normalization(
+        mean=mean,
+        variance=[value**2 for value in std],
+        # In half precision the difference from the mean would lose digits.
+        dtype=keras.config.dtype_policy().variable_dtype,
+        name="input_norm",
+    )(images)
 
 
 def _stem(x, stem, filters, selective_kernel, norm):

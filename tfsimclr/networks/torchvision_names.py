@@ -30,8 +30,14 @@ _STEMS = {
     "stem2_bn": "conv1.4",
     "stem3_conv": "conv1.6",
     "stem3_bn": "bn1",
+    # Group norm, which torchvision does not have.
+    "stem_gn": "gn1",
+    "stem1_gn": "conv1.1",
+    "stem2_gn": "conv1.4",
+    "stem3_gn": "gn1",
 }
-_SHORTCUT = {"conv": "downsample.0", "bn": "downsample.1"}
+_ENCODER = ("conv1.", "bn1.", "layer")
+_SHORTCUT = {"conv": "downsample.0", "bn": "downsample.1", "gn": "downsample.1"}
 
 
 def torchvision_name(path: str) -> str:
@@ -61,12 +67,12 @@ def variables_by_name(encoder: keras.Model) -> dict:
 
 
 def is_without_counterpart(name: str) -> bool:
-    """Returns whether torchvision's ResNet has a tensor that our encoder does not.
+    """Returns whether a tensor is of no use to an encoder.
 
-    These are the classifier `fc`, and the counter of a batch norm, which no computation
-    uses.
+    These are the classifier `fc` or another head, and the counter of a batch norm,
+    which no computation uses.
     """
-    return name.startswith("fc.") or name.endswith(".num_batches_tracked")
+    return not name.startswith(_ENCODER) or name.endswith(".num_batches_tracked")
 
 
 def to_torch(value: np.ndarray) -> np.ndarray:

@@ -31,7 +31,22 @@ OPTIMIZER_DEFAULTS: dict[str, dict] = {
 }
 
 
-def optimizer_defaults(name: str, rule: str | None, epochs: int) -> dict:
+# A start from weights needs smaller steps, which warm up over an epoch, and fewer of
+# them. results/init has the measurements.
+EPOCHS = 40
+EPOCHS_FROM_WEIGHTS = 20
+RATE_FROM_WEIGHTS = 0.5
+WARMUP_FROM_WEIGHTS = 1.0
+
+
+def default_epochs(starts_from_weights: bool) -> int:
+    """Returns the default of `--epochs`, without or with `--init`."""
+    return EPOCHS_FROM_WEIGHTS if starts_from_weights else EPOCHS
+
+
+def optimizer_defaults(
+    name: str, rule: str | None, epochs: int, starts_from_weights: bool = False
+) -> dict:
     """Returns an optimizer's defaults as `{setting: value}`.
 
     Args:
@@ -39,9 +54,14 @@ def optimizer_defaults(name: str, rule: str | None, epochs: int) -> dict:
         rule: The scaling of the learning rate, or None for the optimizer's own.
         epochs: Epochs of the run. The warm-up takes at most a tenth of them; otherwise
             a run of one epoch would be warm-up only.
+        starts_from_weights: Whether the encoder starts from weights (`--init`).
     """
     defaults = dict(OPTIMIZER_DEFAULTS[name])
     rates = defaults["learning_rate"]
     defaults["learning_rate"] = rates[rule or defaults["learning_rate_scaling"]]
+    if starts_from_weights:
+        defaults["learning_rate"] *= RATE_FROM_WEIGHTS
+        warmup = max(defaults["warmup_epochs"], WARMUP_FROM_WEIGHTS)
+        defaults["warmup_epochs"] = warmup
     defaults["warmup_epochs"] = min(defaults["warmup_epochs"], epochs / 10)
     return defaults

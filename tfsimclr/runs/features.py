@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.runs import loading
 from tfsimclr.settings.config import Config
 from tfsimclr.views import random_view
@@ -9,23 +10,33 @@ from tfsimclr.views import random_view
 PIXEL_SIZE = 32
 
 
-def extract(config: Config, model, *image_sets: np.ndarray) -> list[dict]:
+def extract(
+    config: Config,
+    model,
+    *image_sets: np.ndarray,
+    weights: InitialWeights | None = None,
+) -> list[dict]:
     """Returns the un-augmented features of sets of images, in the order of the report.
+
+    With `weights`, "init_h" is the h of an encoder that has them, untrained.
 
     Args:
         config: Resolved.
         model: The trained model.
         *image_sets: Each `[n, H, W, 3]` in 0-255, uint8 or float.
+        weights: Weights that the encoder started from, or None if they were random.
 
     Returns:
         For each set `{"pixels": [n, d], "random_h": ..., "h": ..., "head_1": ...,
         "z": ...}`, float32.
     """
-    untrained = loading.untrained(config)
+    baselines = {"random_h": loading.untrained(config)}
+    if weights is not None:
+        baselines["init_h"] = loading.untrained(config, weights=weights)
     return [
         {
             "pixels": pixels(images, config.image_size),
-            "random_h": untrained.features(images)["h"],
+            **{name: net.features(images)["h"] for name, net in baselines.items()},
             **model.features(images),
         }
         for images in image_sets

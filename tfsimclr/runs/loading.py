@@ -8,6 +8,7 @@ import numpy as np
 
 from tfsimclr import build, files
 from tfsimclr.errors import UserError
+from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints
 
@@ -33,15 +34,18 @@ def model(config: Config, workdir: pathlib.Path):
     return network, meta
 
 
-def untrained(config: Config, num_images: int = 1):
+def untrained(
+    config: Config, num_images: int = 1, weights: InitialWeights | None = None
+):
     """Returns the model as it was before its first step, in float32.
 
     Args:
         config: Resolved.
         num_images: Images of the training, which only --loss=sogclr needs.
+        weights: Weights that the encoder starts from, or None for random ones.
     """
     config = dataclasses.replace(config, precision="float32")
-    return build.method(config, num_images=num_images)
+    return build.method(config, num_images=num_images, weights=weights)
 
 
 def save_classifier(

@@ -144,6 +144,33 @@ class Config:
         choices=("batch", "group"),
         since="0.3",
     )
+    input_norm: str | None = option(
+        None,
+        "Normalisation of the images at the encoder's input: none, or imagenet, which "
+        "subtracts ImageNet's mean colour and divides by its standard deviation. "
+        "Default: what the weights of --init need; none without --init.",
+        choices=("none", "imagenet"),
+        since="0.3",
+        before="none",
+    )
+    init: str = option(
+        "",
+        "Weights that the encoder starts from: a .safetensors or .npz file of a "
+        "ResNet with the names of torchvision or timm; a run folder, checkpoint or "
+        ".keras file of tfsimclr; or imagenet, the weights that Keras publishes for "
+        "the encoders of keras.applications. Empty: random weights. Settings that are "
+        "left open then suit a start from weights: --backbone, --width and "
+        "--input_norm are those of the weights, --learning_rate, --warmup_epochs and "
+        "--epochs are for a shorter training.",
+        pretraining=False,
+        since="0.3",
+    )
+    init_checksum: str | None = option(
+        None,
+        "SHA-256 of the weights of --init, by which a run knows them at another path. "
+        "The run fills it in. If it is given, other weights are refused.",
+        since="0.3",
+    )
     image_size: int | None = option(
         None,
         "Side of a view in pixels; default from the data set.",
@@ -159,7 +186,11 @@ class Config:
         "negatives in SimCLR.",
         greater_than=1,
     )
-    epochs: int = option(40, "Passes over the pretraining images.", greater_than=0)
+    epochs: int | None = option(
+        None,
+        "Passes over the pretraining images. Default: 40, with --init 20.",
+        greater_than=0,
+    )
     seed: int = option(
         0,
         "Seed of the weights, the order of the images and the views.",
@@ -576,9 +607,10 @@ class Config:
                 f"--feature must be one of {allowed} with --proj_layers="
                 f"{self.proj_layers}, got {self.feature!r}."
             )
-        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+        epochs = self.epochs or optimizers.default_epochs(bool(self.init))
+        if self.warmup_epochs is not None and self.warmup_epochs >= epochs:
             raise UserError(
-                f"--warmup_epochs must be below --epochs={self.epochs}, got "
+                f"--warmup_epochs must be below --epochs={epochs}, got "
                 f"{self.warmup_epochs}."
             )
         if self.local_crop_areas is not None:
@@ -605,10 +637,12 @@ class Config:
 
     def with_optimizer_defaults(self) -> "Config":
         """Returns the config with the optimizer's defaults in place of None."""
+        starts_from_weights = bool(self.init)
+        epochs = self.epochs or optimizers.default_epochs(starts_from_weights)
         defaults = optimizers.optimizer_defaults(
-            self.optimizer, self.learning_rate_scaling, self.epochs
+            self.optimizer, self.learning_rate_scaling, epochs, starts_from_weights
         )
-        return self.replace_none(**defaults)
+        return self.replace_none(epochs=epochs, **defaults)
 
     def changed(self) -> frozenset[str]:
         """Returns the names of the settings that differ from their default."""
@@ -642,7 +676,7 @@ class Config:
             field.name
             for field in dataclasses.fields(self)
             if field.metadata["since"]
-            and getattr(self, field.name) == field.metadata["before"]
+            and getattr(self, field.name) in (field.default, field.metadata["before"])
         }
         # A run is not tied to these paths, but a run of other images is another run.
         paths = {"data_dir": self.data_dir, "teacher_dir": self.teacher_dir}
@@ -699,4 +733,6 @@ def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     for name in ("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"):
         if given[name] and "\0" not in given[name]:  # a null byte is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
+    if given["init"] not in ("", "imagenet") and "\0" not in given["init"]:
+        given["init"] = os.path.abspath(os.path.expanduser(given["init"]))
     return Config(**given)

@@ -11,9 +11,9 @@ import numpy as np
 
 from tfsimclr import files
 from tfsimclr.errors import UserError
+from tfsimclr.networks.names import NUMBER, stable_paths
 
 _FILE_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz$")
-_NUMBER = re.compile(r"_\d+$")
 # The arrays of a checkpoint that are text: the meta, and the names of the variables.
 _META = "meta_json"
 _NAMES = "names_json"
@@ -77,8 +77,27 @@ def load_latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | No
             continue
         with np.load(io.BytesIO(content)) as archive:
             arrays = dict(archive)
-        return arrays, _from_array(arrays.pop(_META))
+        return arrays, pop_meta(arrays)
     return None
+
+
+def is_checkpoint(arrays) -> bool:
+    """Returns whether the arrays of an `.npz` file are those of a checkpoint."""
+    return _META in arrays
+
+
+def pop_meta(arrays: dict[str, np.ndarray]) -> dict:
+    """Removes the meta from the arrays of a checkpoint file and returns it."""
+    return _from_array(arrays.pop(_META))
+
+
+def saved_names(arrays: dict[str, np.ndarray]) -> dict[str, str] | None:
+    """Returns the names of a checkpoint's variables, or None in version 0.1.
+
+    Returns:
+        As `names_of`.
+    """
+    return _from_array(arrays[_NAMES]) if _NAMES in arrays else None
 
 
 def variables_of(model) -> dict:
@@ -119,7 +138,7 @@ def names_of(model) -> dict[str, str]:
                 attribute.setdefault(id(variable), name)
     variables = variables_of(model)
     of_model = {k: v for k, v in variables.items() if k.startswith("model/")}
-    stable = _renumbered([variable.path for variable in of_model.values()])
+    stable = stable_paths([variable.path for variable in of_model.values()])
     names: dict[str, str] = {}
     name_of_path: dict[str, str] = {}
     for key, variable in of_model.items():
@@ -135,37 +154,8 @@ def names_of(model) -> dict[str, str]:
             path = next((p for p in longest_first if slot.startswith(p + "_")), None)
             if path is not None:  # momentum and the like, named after a variable
                 slot = f"{slot.removeprefix(path + '_')} of {name_of_path[path]}"
-            names[key] = f"{_NUMBER.sub('', owner)}: {slot}"
+            names[key] = f"{NUMBER.sub('', owner)}: {slot}"
     return names
-
-
-def _renumbered(paths: list[str]) -> dict[str, str]:
-    """Returns the paths with the layers of one name and parent numbered from 1.
-
-    "tiny_2/dense_8/kernel" and "tiny_2/dense_9/kernel" become "tiny/dense_1/kernel" and
-    "tiny/dense_2/kernel". A layer that is the only one of its name gets no number.
-    """
-    numbers: dict[tuple[str, str], set[int]] = {}
-    parts_of = {}
-    for path in paths:
-        *layers, variable = path.split("/")
-        parts, parent = [], ""
-        for layer in layers:
-            name = _NUMBER.sub("", layer)
-            number = int(layer[len(name) + 1 :] or 0)
-            numbers.setdefault((parent, name), set()).add(number)
-            parts.append((parent, name, number))
-            parent += layer + "/"
-        parts_of[path] = parts, variable
-    result = {}
-    for path, (parts, variable) in parts_of.items():
-        renamed = []
-        for parent, name, number in parts:
-            of_name = sorted(numbers[parent, name])
-            rank = f"_{of_name.index(number) + 1}" if len(of_name) > 1 else ""
-            renamed.append(name + rank)
-        result[path] = "/".join([*renamed, variable])
-    return result
 
 
 def get_state(model) -> dict[str, np.ndarray]:

@@ -1,0 +1,177 @@
+"""Runs that start from weights: training, resume, identity, scores and defaults."""
+
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from tfsimclr import build, resolve
+from tfsimclr.errors import UserError
+from tfsimclr.modes import evaluate, pretrain
+from tfsimclr.networks import applications, torchvision_names
+from tfsimclr.runs import folder as run_folder
+from tfsimclr.runs import initial, loading
+from tfsimclr.training import checkpoints
+
+
+@pytest.fixture
+def weights_file(finished, tmp_path):
+    """Returns the encoder of a finished run, and a file of it under torch's names."""
+    config, _, workdir = finished
+    encoder = loading.model(config, workdir)[0].encoder
+    variables = torchvision_names.variables_by_name(encoder)
+    tensors = {k: torchvision_names.to_torch(v.numpy()) for k, v in variables.items()}
+    np.savez(tmp_path / "weights.npz", **tensors)
+    return encoder, tmp_path / "weights.npz"
+
+
+def test_a_run_starts_from_another_run(finished, tiny, tmp_path, capsys):
+    config, dataset, source = finished
+    new, _, _ = tiny(init=str(source), workdir=str(tmp_path / "new"), epochs=1)
+    new = dataclasses.replace(new, seed=3)
+    workdir = run_folder.prepare(new)
+    weights = initial.load(new, workdir)
+    pretrain.pretrain(new, dataset, workdir)
+    text = capsys.readouterr().out
+    assert f"starts from {source}" in text
+    assert "60 tensors loaded" in text
+    result = evaluate.evaluate(new, dataset, workdir)
+    # What the encoder starts from, exactly; the head is the seed's.
+    trained = loading.model(config, source)[0]
+    start = loading.untrained(new, weights)
+    for a, b in zip(start.encoder.variables, trained.encoder.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    plain = loading.untrained(dataclasses.replace(new, init=""))
+    for a, b in zip(start.head.variables, plain.head.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The third baseline is that encoder, before any step.
+    names = ["pixels", "random_h", "init_h", "h", "head_1", "z"]
+    assert list(result["features"]) == names
+    h = trained.features(dataset.test.images)["h"]
+    cached = np.load(workdir / "features" / "init_h-test.npy")
+    np.testing.assert_allclose(cached, h, rtol=1e-4, atol=1e-5)
+    report = json.loads((workdir / "result.json").read_text())["init"]
+    assert report["checksum"] == new.init_checksum == weights.checksum
+    assert len(report["loaded"]) == len(trained.encoder.variables)
+    assert any("projection_head" in name for name in report["unused"])
+    pairs = {(r["feature"], r["baseline"]): r for r in result["differences"]}
+    assert len(pairs) == 15
+    row = pairs["h", "init_h"]
+    top1 = {name: scores["top1"] for name, scores in result["features"].items()}
+    assert row["top1_difference"] == pytest.approx(top1["h"] - top1["init_h"])
+    assert row["low"] < row["top1_difference"] < row["high"]
+    assert "the weights of --init before the training" in capsys.readouterr().out
+
+
+@pytest.mark.promise("init")
+def test_the_run_is_tied_to_the_weights_not_to_the_path(weights_file, tiny, tmp_path):
+    _, path = weights_file
+    settings = {"workdir": str(tmp_path / "new"), "epochs": 1}
+    config, dataset, _ = tiny(init=str(path), **settings)
+    workdir = run_folder.prepare(config)
+    pretrain.pretrain(config, dataset, workdir)
+    before = checkpoints.load_latest(workdir / "checkpoints")[0]
+    # Moved, the same weights are the same run.
+    moved = shutil.move(path, tmp_path / "moved.npz")
+    again, _, _ = tiny(init=str(moved), **settings)
+    run_folder.prepare(again)
+    assert again.default_workdir() == config.default_workdir()
+    # Gone, the run has a copy.
+    gone, _, _ = tiny(init=str(path), **settings)
+    assert run_folder.prepare(gone) == workdir
+    pretrain.pretrain(gone, dataset, workdir)
+    after = checkpoints.load_latest(workdir / "checkpoints")[0]
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    # Other weights are another run.
+    arrays = dict(np.load(moved))
+    arrays["bn1.bias"] = arrays["bn1.bias"] + 1
+    np.savez(path, **arrays)
+    other, _, _ = tiny(init=str(path), **settings)
+    with pytest.raises(UserError, match="--init_checksum="):
+        run_folder.prepare(other)
+    assert other.default_workdir() != config.default_workdir()
+    plain, _, _ = tiny(**settings)
+    with pytest.raises(UserError, match="run of other settings"):
+        run_folder.prepare(plain)
+
+
+def test_settings_left_open_are_those_of_the_weights(weights_file, tiny):
+    _, path = weights_file
+    open_settings = {"backbone": None, "width": None, "epochs": None}
+    config, _, _ = tiny(init=str(path), **open_settings)
+    assert (config.backbone, config.width) == ("resnet10", 0.125)
+    assert config.input_norm == "imagenet"
+    assert config.epochs == 20
+    config, _, _ = tiny(init=str(path), input_norm="none", epochs=3)
+    assert (config.input_norm, config.epochs) == ("none", 3)
+    with pytest.raises(UserError, match="does not fit.*--backbone=resnet10"):
+        tiny(init=str(path), backbone="resnet18")
+    with pytest.raises(UserError, match="does not fit.*--width=0.125"):
+        tiny(init=str(path), width=0.25)
+
+
+@pytest.mark.parametrize("method", ["moco", "byol"])
+def test_a_momentum_network_starts_as_a_copy_of_the_weights(method, weights_file, tiny):
+    encoder, path = weights_file
+    config, _, _ = tiny(init=str(path), method=method)
+    model = build.method(config, 10, resolve.initial_weights(config))
+    target = model.average.target()[0]
+    for a, b in zip(target.variables, encoder.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_init_means_nothing_to_a_student(weights_file, tiny, tmp_path):
+    _, path = weights_file
+    settings = {"mode": "distill", "teacher_dir": str(tmp_path / "teacher")}
+    with pytest.raises(UserError, match="--init=.* means nothing to --mode=distill"):
+        tiny(init=str(path), **settings)
+    with pytest.raises(UserError, match="means nothing without --init"):
+        tiny(init_checksum="12")
+
+
+# --- weights that Keras publishes --------------------------------------------------
+
+
+def test_keras_publishes_no_weights_for_our_resnets(tiny):
+    with pytest.raises(UserError, match="no weights for --backbone=resnet10.*convnext"):
+        tiny(init="imagenet")
+
+
+def test_without_a_network_the_download_fails_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(UserError, match="could not load its weights") as error:
+        applications.published_weights("mobilenetv3small")
+    assert "\n" not in str(error.value)
+
+
+def test_published_weights_are_loaded(monkeypatch, tiny, tmp_path):
+    """In place of the download stands a file of random weights, as Keras writes it."""
+    original = applications._original("mobilenetv3small", weights=None)
+    rng = np.random.default_rng(0)
+    for variable in original.variables:
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    path = tmp_path / "published.weights.h5"
+    original.save_weights(path)
+
+    def get_file(name, origin, **options):
+        assert "mobilenet_v3_small_224_1.0" in origin
+        return str(path)
+
+    monkeypatch.setattr(
+        keras.src.applications.mobilenet_v3.file_utils, "get_file", get_file
+    )
+    config, _, _ = tiny(
+        backbone="mobilenetv3small",
+        width=None,
+        stem="auto",
+        init="imagenet",
+        image_size=32,
+    )
+    assert config.input_norm is None
+    model = build.method(config, 1, resolve.initial_weights(config))
+    for a, b in zip(model.encoder.variables, original.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
