@@ -51,7 +51,8 @@ class InitialWeights:
         values: `{name: float32 array}` in Keras's layout. The names of a ResNet are
             torchvision's, those of another encoder its variables' paths.
         settings: The settings of the encoder that the weights belong to, as far as they
-            are known: `backbone`, `width`, `stem`, `selective_kernel`, `norm`, `input_norm`.
+            are known: `backbone`, `width`, `stem`, `selective_kernel`, `norm`,
+            `input_norm`.
         unused: Names of further tensors beside the encoder's.
 
     Raises:
