@@ -132,12 +132,16 @@ def _tensorflow():
 
     TensorFlow writes them to file descriptor 2 before it reads any log level.
     """
-    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # An empty variable leaves the choice to keras.json.
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise UserError(
             f"KERAS_BACKEND={backend} is set, but tfsimclr needs the TensorFlow "
             "backend. Unset it, or set KERAS_BACKEND=tensorflow."
         )
+    os.environ["KERAS_BACKEND"] = backend
+    # Of JAX only; where keras.json sets it, Keras would ask for a library of JAX.
+    os.environ["KERAS_NNX_ENABLED"] = "false"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     stderr = os.dup(2)
@@ -148,6 +152,12 @@ def _tensorflow():
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+        except ValueError as error:
+            raise UserError(
+                f"Keras cannot start: {error} Correct that in "
+                f"{os.environ.get('KERAS_HOME', '~/.keras')}/keras.json or in the "
+                "environment variables that begin with KERAS_."
+            ) from error
         except BaseException:
             notices.seek(0)
             os.write(stderr, notices.read())
@@ -155,7 +165,15 @@ def _tensorflow():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-    # The user's keras.json may say otherwise; a run must not depend on it.
+    if keras.config.backend() != "tensorflow":  # imported before, in Python
+        raise UserError(
+            f"Keras runs on {keras.config.backend()} in this process, and tfsimclr "
+            "needs TensorFlow. Set KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+    # The user's keras.json and variables may say otherwise; a run must not depend on
+    # them. KERAS_MAX_EPOCHS would end it early.
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_image_data_format("channels_last")
