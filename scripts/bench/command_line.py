@@ -28,6 +28,7 @@ BENCHMARKS = (
     "start",
     "growth",
     "plan",
+    "memory",
     "profile",
     "peer",
 )

@@ -34,7 +34,10 @@ def build_model(settings: dict):
     keras.utils.set_random_seed(settings["seed"])
     encoder = resnet.resnet(settings["depth"], settings["width"], settings["stem"])
     head = heads.ProjectionHead(2)
-    model = simclr.SimCLR(encoder, head, random_view.Views(settings["size"]))
+    names = ("microbatch_size", "loss_block_rows", "remat")
+    memory = {name: settings[name] for name in names if name in settings}
+    views = random_view.Views(settings["size"])
+    model = simclr.SimCLR(encoder, head, views, **memory)
     optimizer = keras.optimizers.SGD(0.03, momentum=0.9)
     if settings.get("optimizer") == "adam":
         optimizer = keras.optimizers.Adam(3e-4)

@@ -18,6 +18,7 @@ TASKS = {
     "loss": "nt_xent",
     "probe": "evaluate",
     "growth": "growth",
+    "memory": "memory",
     "plan": "plan",
     "gpu_steps": "gpu",
     "peer_train": "peer",
