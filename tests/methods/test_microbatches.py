@@ -12,7 +12,7 @@ from tfsimclr import build
 from tfsimclr.errors import UserError
 from tfsimclr.methods.classifier import Classifier
 from tfsimclr.methods.simclr import SimCLR
-from tfsimclr.networks import heads, norms
+from tfsimclr.networks import heads, norms, resnet
 from tfsimclr.views.random_view import Views
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), "uint8")
@@ -85,6 +85,7 @@ def test_one_micro_batch_is_the_plain_step(small, row):
     assert_equal_steps(gradients(build.method(config, 10, num_images=16)), plain, 1e-4)
 
 
+@pytest.mark.promise("microbatches")
 @pytest.mark.parametrize("row", METHODS)
 def test_micro_batches_are_the_step_of_sub_batches(small, row):
     """The plain step, with batch norm over as many groups as there are micro-batches.
@@ -128,6 +129,24 @@ def _interleaved(model, pieces):
         return [list(of_view) for of_view in zip(*split, strict=True)]
 
     return pass_through
+
+
+@pytest.mark.promise("microbatches")
+def test_with_group_norm_micro_batches_are_the_plain_step():
+    def model(microbatch_size):
+        keras.utils.set_random_seed(0)
+        network = resnet.resnet(10, 0.125, "small", norm="group")
+        head = heads.ProjectionHead(2, dim=8, batch_norm=True, norm="group")
+        return SimCLR(network, head, Views(16), microbatch_size=microbatch_size)
+
+    assert_equal_steps(gradients(model(4)), gradients(model(0)), 1e-4)
+
+
+def test_remat_is_the_plain_step(tiny):
+    config, _, _ = tiny(remat=True)
+    checkpointed = gradients(build.method(config, 10))
+    plain = gradients(build.method(dataclasses.replace(config, remat=False), 10))
+    assert_equal_steps(checkpointed, plain, 1e-4)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

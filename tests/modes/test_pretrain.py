@@ -115,9 +115,13 @@ def test_tensorboard_holds_scalars_and_pairs(tiny):
 
 
 @pytest.mark.promise("resume-state")
-def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(tiny, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"microbatch_size": 4}])
+def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(
+    tiny, tmp_path, settings
+):
     """Trap 31: weights, slots, schedule, data position, seed and accumulators."""
-    config, dataset, folder = tiny(optimizer="lars", epochs=3, deterministic=True)
+    settings = {**settings, "optimizer": "lars", "epochs": 3, "deterministic": True}
+    config, dataset, folder = tiny(**settings)
     tf.config.experimental.enable_op_determinism()
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
