@@ -102,6 +102,31 @@ def test_it_trains_and_survives_saving(precision, jit_compile, tmp_path):
     )
 
 
+@pytest.mark.parametrize("loss", ["dcl", "sogclr"])
+def test_micro_batches_are_the_whole_batch(loss):
+    """Many views, some of them local, of 12 images at once and 4 at a time."""
+    # In float64: float32's rounding puts an activation on the other side of a ReLU.
+    keras.config.set_dtype_policy("float64")
+    images = RANDOM.integers(0, 256, (12, 20, 20, 3)).astype("uint8")
+    after = []
+    for size in (0, 4):
+        model = SimCLR(
+            encoder(width=0.125),
+            heads.ProjectionHead(2, 8, batch_norm="hidden", norm="group"),
+            random_view.Views(16),
+            num_views=3,
+            num_local_views=2,
+            loss=loss,
+            num_images=12 if loss == "sogclr" else None,
+            microbatch_size=size,
+        )
+        model.compile(optimizer=keras.optimizers.SGD(0.1))
+        model.fit(images, np.arange(12), batch_size=12, epochs=2, verbose=0)
+        after.append([v.numpy() for v in model.variables])
+    for whole, pieces in zip(*after, strict=True):
+        np.testing.assert_allclose(pieces, whole, atol=1e-6)
+
+
 @pytest.mark.quick
 def test_unknown_norms_are_refused():
     with pytest.raises(ValueError, match="norm must be one of .'batch', 'group'"):
