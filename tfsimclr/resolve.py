@@ -5,6 +5,7 @@ decided". `config.py` holds the constants, and None or "auto" for what is decide
 """
 
 import dataclasses
+import importlib.util
 
 import keras
 import tensorflow as tf
@@ -42,6 +43,7 @@ MODES_OF_SETTING = {
     "finetune_seed": ("finetune", "distill"),
     "microbatch_size": ("all", "pretrain", "plan"),
     "remat": ("all", "pretrain", "plan"),
+    "formats": ("all", "export"),
     "memory_gb": ("plan",),
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
@@ -116,6 +118,8 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
             )
     _check_eval_dataset(config)
     _check_mode(config)
+    if config.mode in MODES_OF_SETTING["formats"]:
+        export_formats(dataclasses.replace(config, backbone=encoder))
 
 
 def _check_loss_and_views(config: Config, user_set) -> None:
@@ -218,6 +222,7 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     if "input_norm" in encoder.uses:
         config = config.replace_none(input_norm="none")
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    config = config.replace_none(formats=",".join(export_formats(config)))
     auto: dict = {
         "stem": of_data["stem"] if "stem" in encoder.uses else "auto",
         "precision": auto_precision(),
@@ -490,6 +495,34 @@ def resolve_finetune(config: Config, num_images: int) -> Config:
         finetune_epochs=max(epochs, -(-MIN_FINETUNE_STEPS // steps)),
         finetune_learning_rate=0.002 if wide else 0.005,
     )
+
+
+def export_formats(config: Config) -> tuple[str, ...]:
+    """Returns the formats of the export: `--formats`, or its default.
+
+    Raises:
+        UserError: If a format does not suit the encoder or needs a package that is not
+            installed.
+    """
+    formats = config.export_formats()
+    has_torch_names = ENCODERS[config.backbone].has_torch_names
+    if not formats:
+        torch = ("safetensors",) if has_torch_names else ()
+        return ("saved_model", "keras", *torch)
+    if "safetensors" in formats and not has_torch_names:
+        raise UserError(
+            f"--formats=safetensors does not go with --backbone={config.backbone}: "
+            "torchvision and timm store its layers differently. Use keras or onnx."
+        )
+    missing = [
+        name for name in ("onnx", "tf2onnx") if importlib.util.find_spec(name) is None
+    ]
+    if "onnx" in formats and missing:
+        raise UserError(
+            f"--formats=onnx needs {' and '.join(missing)}. Install: "
+            "pip install 'tfsimclr[onnx]'."
+        )
+    return formats
 
 
 def auto_precision() -> str:

@@ -5,8 +5,9 @@ Needs an environment with torch and a torchvision of the same release:
     python tests/data/make_torchvision.py
 
 It fills each network with values drawn by NumPy (`draw`, which the tests use too), runs
-one image of each size in evaluation mode and writes the pooled features to
-tests/data/torchvision_resnet.npz.
+one image of each size in evaluation mode and writes the pooled features and the names
+and shapes of the state dict, without `fc`, to tests/data/torchvision_resnet.npz. Each
+network has three stems: its own, and those that the lines of `CHANGES` give it.
 """
 
 import pathlib
@@ -18,6 +19,15 @@ import numpy as np
 NETWORKS = ("resnet18", "resnet50")
 # Height and width: even, odd, and one of each at different sizes.
 SIZES = ((64, 64), (75, 75), (90, 67))
+# Stem -> the lines that give it to `model`.
+CHANGES = {
+    "imagenet": (),
+    "medium": ("model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",),
+    "small": (
+        "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+        "model.maxpool = torch.nn.Identity()",
+    ),
+}
 TARGET = pathlib.Path(__file__).parent / "torchvision_resnet.npz"
 
 
@@ -62,23 +72,30 @@ def main():
 
     features = {"torchvision": torchvision.__version__, "torch": torch.__version__}
     for network in NETWORKS:
-        model = getattr(torchvision.models, network)(weights=None)
-        model.fc = torch.nn.Identity()
-        values = {
-            name: torch.from_numpy(draw(name, tuple(tensor.shape)))
-            if tensor.is_floating_point()
-            else tensor
-            for name, tensor in model.state_dict().items()
-        }
-        model.load_state_dict(values)
-        model.eval()
-        for height, width in SIZES:
-            pixels = torch.from_numpy(image(height, width)).permute(0, 3, 1, 2)
-            with torch.no_grad():
-                h = model(pixels.contiguous()).numpy()
-            features[f"{network}_{height}x{width}"] = h
-            print(f"{network} {height}x{width}: mean {h.mean():.3f}, std {h.std():.3f}")
-    np.savez(TARGET, **features)
+        for stem, changes in CHANGES.items():
+            model = getattr(torchvision.models, network)(weights=None)
+            model.fc = torch.nn.Identity()
+            for line in changes:
+                exec(line, {"model": model, "torch": torch})
+            key = network if stem == "imagenet" else f"{network}_{stem}"
+            state = model.state_dict()
+            shapes = [f"{name} {tuple(value.shape)}" for name, value in state.items()]
+            features[f"{key}_names"] = np.array(shapes)
+            values = {
+                name: torch.from_numpy(draw(name, tuple(tensor.shape)))
+                if tensor.is_floating_point()
+                else tensor
+                for name, tensor in state.items()
+            }
+            model.load_state_dict(values)
+            model.eval()
+            for height, width in SIZES:
+                pixels = torch.from_numpy(image(height, width)).permute(0, 3, 1, 2)
+                with torch.no_grad():
+                    h = model(pixels.contiguous()).numpy()
+                features[f"{key}_{height}x{width}"] = h
+                print(f"{key} {height}x{width}: mean {h.mean():.3f}, std {h.std():.3f}")
+    np.savez_compressed(TARGET, **features)
 
 
 if __name__ == "__main__":

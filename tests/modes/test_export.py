@@ -52,7 +52,10 @@ def test_loads_where_there_is_only_tensorflow(exported, tmp_path):
         loaded = tf.saved_model.load("{folder}/saved_model")
         serve = loaded.signatures["serving_default"]
         outputs = serve(images=images.astype("float32"))
-        assert set(outputs) == {{"h", "head_1", "z", "logits"}}, set(outputs)
+        names = {{"h", "head_1", "z", "feature_map", "logits"}}
+        assert set(outputs) == names, set(outputs)
+        average = np.mean(outputs["feature_map"], axis=(1, 2))
+        np.testing.assert_allclose(average, outputs["h"], atol=1e-5)
         for name in wanted.files:
             np.testing.assert_allclose(outputs[name], wanted[name], atol=1e-5)
         again = loaded.signatures["serving_uint8"](images=tf.constant(images))

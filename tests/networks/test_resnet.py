@@ -77,6 +77,18 @@ def test_weights_of_torchvision_give_its_output(network):
         np.testing.assert_allclose(h, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "network,stem",
+    [("resnet18", "medium"), ("resnet18", "small"), ("resnet50", "small")],
+)
+def test_a_smaller_stem_is_torchvision_with_other_first_layers(network, stem):
+    expected = np.load(DATA / "torchvision_resnet.npz")[f"{network}_{stem}_64x64"]
+    model = resnet.resnet(depth=int(network.removeprefix("resnet")), stem=stem)
+    fill(model)
+    h = model(reference.image(64, 64), training=False)
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-4)
+
+
 # torchvision's published counts less those of its classifier for 1000 classes.
 @pytest.mark.parametrize(
     "depth,total,features",

@@ -47,6 +47,7 @@ AFTER_PRETRAINING = {
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb"),
     *("eval_dataset", "eval_data_dir", "eval_label_key"),
+    *("finetune_batch_size", "finetune_seed", "memory_gb", "formats"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
@@ -60,6 +61,7 @@ OTHER = {
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
     **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1"},
     **{"eval_data_dir": "/other"},
+    **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1", "formats": "onnx"},
     "local_crop_areas": "0.1,0.3",
 }
 

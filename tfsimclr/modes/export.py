@@ -1,13 +1,17 @@
-"""Export of a trained network as a SavedModel that needs nothing but TensorFlow."""
+"""Export of a trained network: a SavedModel, and the encoder in other formats."""
 
 import pathlib
 
+import keras
 import tensorflow as tf
 
-from tfsimclr import files
+from tfsimclr import files, resolve
+from tfsimclr.modes import encoder_files
+from tfsimclr.networks import portable
 from tfsimclr.networks.names import feature_names
 from tfsimclr.runs import classifiers, loading
 from tfsimclr.settings.config import Config
+from tfsimclr.training import checkpoints
 from tfsimclr.views import random_view
 
 # TensorFlow Serving's folder for a user's own files inside a SavedModel.
@@ -35,6 +39,10 @@ class Exported(tf.Module):
     def __init__(self, model, image_size, names, classifier=None, class_names=()):
         super().__init__()
         self.model = model
+        encoder = model.encoder
+        self.encoder = keras.Model(
+            encoder.inputs[0], [encoder.outputs[0], portable.feature_map(encoder)]
+        )
         self.image_size = image_size
         self.names = names
         self.feature = classifier and classifier[0]
@@ -54,23 +62,21 @@ class Exported(tf.Module):
         """Returns name -> output of images `[n, H, W, 3]` in 0-255."""
         # A loaded SavedModel does not check: four-channel images would be reshaped.
         images = tf.ensure_shape(images, [None, None, None, 3])
-        layers = self.model(
-            random_view.plain_view(images, self.image_size), training=False
-        )
+        view = random_view.plain_view(images, self.image_size)
+        h, feature_map = self.encoder(view, training=False)
+        layers = self.model.head(h, training=False)
         named = dict(zip(self.names, layers, strict=True))
+        named[portable.FEATURE_MAP] = feature_map
         if self.feature is not None:
             named["logits"] = tf.matmul(named[self.feature], self.kernel) + self.bias
         return {name: tf.identity(value, name) for name, value in named.items()}
 
 
-def export(config: Config, dataset, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `saved_model/` of a run and returns its path.
+def export(config: Config, dataset, workdir: pathlib.Path) -> None:
+    """Writes the run's network in the formats of `--formats`.
 
-    Signature `serving_default`: `images` `[n, H, W, 3]` float32 in 0-255 (NumPy uint8
-    arrays are converted) -> `h` `[n, d]`, `head_1`, ..., `z` and, if the run was
-    evaluated with labels, `logits` `[n, classes]`. Signature `serving_uint8` takes
-    uint8 tensors. With logits the class names are in `class_names()` of the loaded
-    module, and in `assets.extra/class_names.txt`, one a line.
+    `saved_model/` has the whole network; `exported/` has the encoder alone, in files
+    for other programs (`encoder_files`).
 
     Args:
         config: Resolved settings.
@@ -79,10 +85,37 @@ def export(config: Config, dataset, workdir: pathlib.Path) -> pathlib.Path:
         workdir: The run folder.
 
     Raises:
-        UserError: If the folder has no checkpoint, or its classifier is damaged.
+        UserError: If the folder has no checkpoint, its classifier is damaged, or a
+            format does not suit the encoder.
         OSError: If it cannot be written; an older export is unchanged then.
     """
-    model, _ = loading.model(config, workdir)
+    formats = resolve.export_formats(config)
+    model, meta = loading.model(config, workdir)
+    if "saved_model" in formats:
+        _write_saved_model(config, dataset, workdir, model)
+    others = tuple(name for name in formats if name != "saved_model")
+    if others:
+        folder = workdir / "exported"
+        weights = checkpoints.hash_weights(model)
+        encoder_files.write(
+            folder, model.encoder, others, config, weights, int(model.step)
+        )
+        names = ", ".join(encoder_files.FILES[name] for name in others)
+        print(f"Exported {folder}: {names}.")
+        if "safetensors" in others:
+            print(encoder_files.torch_hint(config))
+
+
+def _write_saved_model(config, dataset, workdir, model) -> None:
+    """Writes `saved_model/` of a run.
+
+    Signature `serving_default`: `images` `[n, H, W, 3]` float32 in 0-255 (NumPy uint8
+    arrays are converted) -> `h` `[n, d]`, `head_1`, ..., `z`, `feature_map`
+    `[n, H', W', c]`, of which h is the average, and, if the run was evaluated with
+    labels, `logits` `[n, classes]`. Signature `serving_uint8` takes uint8 tensors. With
+    logits the class names are in `class_names()` of the loaded module, and in
+    `assets.extra/class_names.txt`, one a line.
+    """
     names = feature_names(config.proj_layers)
     classifier = loading.classifier(workdir, model)
     class_names = loading.class_names(workdir) if classifier else ()
@@ -90,8 +123,8 @@ def export(config: Config, dataset, workdir: pathlib.Path) -> pathlib.Path:
         class_names = dataset.class_names
     path = workdir / "saved_model"
     write(path, Exported(model, config.image_size, names, classifier, class_names))
-    print(f"Exported {path}: {', '.join(names)}{', logits' if classifier else ''}.")
-    return path
+    outputs = [*names, portable.FEATURE_MAP, *(["logits"] if classifier else [])]
+    print(f"Exported {path}: {', '.join(outputs)}.")
 
 
 def export_classifier(folder: pathlib.Path) -> pathlib.Path:
@@ -114,7 +147,7 @@ def export_classifier(folder: pathlib.Path) -> pathlib.Path:
     names = (*classifiers.layers(meta), "logits")
     size, class_names = model.views.image_size, meta["class_names"]
     write(path, Exported(model, size, names, class_names=class_names))
-    print(f"Exported {path}: {', '.join(names)}.")
+    print(f"Exported {path}: {', '.join([*names, portable.FEATURE_MAP])}.")
     return path
 
 

@@ -21,6 +21,7 @@ class Encoder:
         has_batch_norm: Whether it has batch norm, which MoCo can split into groups.
         published_weights: Returns the weights of `--init=imagenet`, `{path: value}`, or
             None if there are none.
+        has_torch_names: Whether torchvision and timm have names for its weights.
     """
 
     build: Callable[..., keras.Model]
@@ -29,6 +30,7 @@ class Encoder:
     residual_blocks: bool = False
     has_batch_norm: bool = True
     published_weights: Callable[[], dict] | None = None
+    has_torch_names: bool = False
 
     def from_settings(self, settings: dict) -> keras.Model:
         """Returns the untrained encoder.
@@ -50,6 +52,7 @@ ENCODERS = {
         uses=("width", "stem", "selective_kernel", "norm", "input_norm"),
         smallest_image=lambda settings: resnet.smallest_image(settings["stem"]),
         residual_blocks=True,
+        has_torch_names=True,
     )
     for depth in resnet.DEPTHS
 }

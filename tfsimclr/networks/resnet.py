@@ -78,16 +78,15 @@ def resnet(
     _check(depth, width, stem)
     _check_choice("norm", norm, norms.NORMS)
     _check_choice("input_norm", input_norm, tuple(INPUT_NORMS))
-    block, blocks_per_stage = _ARCHITECTURES[depth]
+    block, blocks_per_stage, channels = stages(depth, width)
     images = keras.Input((None, None, 3), name="images")
     x = _normalise(images, input_norm)
     x = _stem(x, stem, _channels(64, width), selective_kernel, norm)
     for stage, num_blocks in enumerate(blocks_per_stage):
-        filters = _channels(64 * 2**stage, width)
         for i in range(num_blocks):
             x = _block(
                 x,
-                filters,
+                channels[stage],
                 stride=2 if stage > 0 and i == 0 else 1,
                 bottleneck=block == "bottleneck",
                 selective_kernel=selective_kernel,
@@ -125,6 +124,18 @@ def depth_of(block: str, blocks_per_stage: tuple[int, ...]) -> int | None:
     """
     depths = (d for d, a in _ARCHITECTURES.items() if a == (block, blocks_per_stage))
     return next(depths, None)
+
+
+def stages(depth: int, width: float = 1) -> tuple[str, tuple[int, ...], list[int]]:
+    """Returns what the four stages of a ResNet consist of.
+
+    Returns:
+        The kind of block, "basic" or "bottleneck"; the blocks of each stage; and the
+        channels of the 3x3 convolutions of each stage. A bottleneck's output has four
+        times as many.
+    """
+    block, blocks_per_stage = _ARCHITECTURES[depth]
+    return block, blocks_per_stage, [_channels(64 * 2**i, width) for i in range(4)]
 
 
 def _check(depth, width, stem):

@@ -32,25 +32,3 @@ def standardize(kernel):
     mean, variance = keras.ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
     return (kernel - mean) * keras.ops.rsqrt((variance + 1e-10) * fan_in)
-
-
-def stock(network: keras.Model) -> keras.Model:
-    """Returns a network with the same outputs, without `StandardizedConv2D`.
-
-    Its convolutions are Keras's own; their kernels are the standardised ones.
-
-    Args:
-        network: A functional model.
-    """
-
-    def replace(layer):
-        if not isinstance(layer, StandardizedConv2D):
-            return layer.__class__.from_config(layer.get_config())
-        return keras.layers.Conv2D.from_config(layer.get_config())
-
-    copy = keras.models.clone_model(network, clone_function=replace)
-    copy.set_weights(network.get_weights())  # the layers and their order are the same
-    for layer in network.layers:
-        if isinstance(layer, StandardizedConv2D):
-            copy.get_layer(layer.name).kernel.assign(standardize(layer.kernel))
-    return copy

@@ -21,6 +21,9 @@ ALIASES = {
     "ema": "ema_decay",
 }
 
+# Formats of the export.
+FORMATS = ("saved_model", "keras", "safetensors", "onnx", "litert")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -576,6 +579,18 @@ class Config:
         pretraining=False,
     )
 
+    # Export
+
+    formats: str | None = option(
+        None,
+        "Formats of the export, separated by commas: saved_model (TensorFlow; encoder, "
+        "head, classifier), and of the encoder alone keras, safetensors (torchvision's "
+        "and timm's names, for ResNets), onnx (needs pip install 'tfsimclr[onnx]') and "
+        "litert. Default: saved_model, keras and, for ResNets, safetensors.",
+        pretraining=False,
+        since="0.3",
+    )
+
     # Planning
 
     memory_gb: float = option(
@@ -615,6 +630,7 @@ class Config:
             )
         if self.local_crop_areas is not None:
             parse_areas(self.local_crop_areas)
+        self.export_formats()
         if self.dataset == "folder" and not self.data_dir:
             raise UserError(
                 "--dataset=folder needs --data_dir, the folder with your images."
@@ -629,6 +645,23 @@ class Config:
     def total_views(self) -> int:
         """The number of views of each image in a step, local ones included."""
         return self.num_views + self.num_local_views
+
+    def export_formats(self) -> tuple[str, ...]:
+        """Returns the formats that `formats` names; none if it is None.
+
+        Raises:
+            UserError: If a format is unknown or there is none.
+        """
+        if self.formats is None:
+            return ()
+        names = tuple(name.strip() for name in self.formats.split(","))
+        for name in names:
+            if name not in FORMATS:
+                raise UserError(
+                    f"--formats must be names among {FORMATS}, separated by commas, "
+                    f"got {name!r}."
+                )
+        return names
 
     def replace_none(self, **values) -> "Config":
         """Returns the config with `values` for those of the settings that are None."""
