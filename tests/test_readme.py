@@ -44,7 +44,10 @@ COMMANDS = sorted(
 RUNS = [command for command in COMMANDS if "tfsimclr.run" in command]
 SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
 # The tools of the other commands.
-TOOLS = ("python3", ".", "pip", "pre-commit", "pytest", "ruff", "mypy", "lint-imports")
+TOOLS = (
+    *("python3", ".", "pip", "pre-commit", "pytest", "ruff", "mypy", "lint-imports"),
+    "tensorboard",
+)
 
 
 def script(name):

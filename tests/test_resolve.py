@@ -1,5 +1,7 @@
 """Settings that mean nothing are refused, also at their default value."""
 
+import importlib.util
+
 import pytest
 from absl import flags
 
@@ -83,3 +85,26 @@ def test_the_flags_of_a_run_hold_every_setting_and_are_accepted(tmp_path):
     check(f"--flagfile={file}", "--mode=export")
     with pytest.raises(UserError, match="--temperature means nothing"):
         check(f"--flagfile={file}", "--temperature=0.5")
+
+
+def test_the_formats_of_the_export_follow_the_encoder(monkeypatch):
+    def formats(backbone, text=None):
+        return resolve.export_formats(configs.Config(backbone=backbone, formats=text))
+
+    assert formats("resnet10") == ("saved_model", "keras", "safetensors")
+    assert formats("convnexttiny") == ("saved_model", "keras")
+    assert formats("resnet10", "litert, keras") == ("litert", "keras")
+    with pytest.raises(UserError, match="--formats=safetensors does not go with"):
+        resolve.check(
+            configs.Config(backbone="convnexttiny", formats="keras,safetensors")
+        )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'tfsimclr\[onnx\]'"):
+        resolve.check(configs.Config(formats="onnx"))
+    resolve.check(configs.Config(formats="keras"))
+
+
+@pytest.mark.parametrize("text", ["tflite", "", "keras,", "keras onnx"])
+def test_unknown_formats_are_refused(text):
+    with pytest.raises(UserError, match="--formats must be names among .*litert"):
+        configs.Config(formats=text)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tfsimclr import resolve
 from tfsimclr.errors import UserError
 from tfsimclr.modes import encoder_files, export
-from tfsimclr.networks import resnet, torchvision_model, torchvision_names
+from tfsimclr.networks import applications, resnet, torchvision_model, torchvision_names
 from tfsimclr.runs import loading
 from tfsimclr.settings.config import FORMATS, Config
 
@@ -235,6 +236,30 @@ def test_selective_kernels_are_written_and_named(tmp_path):
     assert set(about["names"]) == set(tensors) - counters
     assert "layer1.0.conv1_mix.weight" in about["names"] and about["model"] is None
     assert "selective kernels" in encoder_files.torch_hint(config)
+
+
+# --- keras.applications ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", applications.NAMES)
+def test_encoders_of_keras_applications(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    encoder = applications.application(name)
+    config = Config(backbone=name, image_size=40)
+    assert resolve.export_formats(config) == ("saved_model", "keras")
+    formats = ("keras", "onnx", "litert")
+    folder = tmp_path / "runs" / "mine" / "exported"
+    folder.parent.mkdir(parents=True)
+    encoder_files.write(folder, encoder, formats, config, "hash", 0)
+    images = np.random.default_rng(0).uniform(0, 255, (3, 40, 40, 3)).astype("float32")
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "h.npy", encoder(images / 255, training=False))
+    program = READ
+    for block in (blocks("Keras")[0], *blocks("ONNX"), *blocks("LiteRT")):
+        program += block + "np.testing.assert_allclose(h, expected, atol=1e-4)\n"
+        program += "assert feature_map.shape[0] == 3 and feature_map.ndim == 4\n"
+    run_elsewhere(program, tmp_path)
 
 
 # --- the folder --------------------------------------------------------------------

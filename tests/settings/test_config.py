@@ -45,9 +45,8 @@ AFTER_PRETRAINING = {
     *("probe_optimizer", "probe_learning_rate", "probe_batch_size"),
     *("keep_checkpoints", "checkpoint_minutes", "steps_per_check"),
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
-    *("finetune_batch_size", "finetune_seed", "memory_gb"),
-    *("eval_dataset", "eval_data_dir", "eval_label_key"),
     *("finetune_batch_size", "finetune_seed", "memory_gb", "formats"),
+    *("eval_dataset", "eval_data_dir", "eval_label_key"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
@@ -59,9 +58,8 @@ OTHER = {
         "dataset": "stl10",
     },
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
-    **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1"},
-    **{"eval_data_dir": "/other"},
     **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1", "formats": "onnx"},
+    **{"eval_data_dir": "/other"},
     "local_crop_areas": "0.1,0.3",
 }
 
