@@ -387,22 +387,7 @@ def resolve_method(config: Config, num_images: int) -> Config:
     if "queue_size" in entry.uses:
         config = config.replace_none(queue_size=queue)
     if "bn_groups" in entry.uses:
-        # Without a queue all keys are of the query's batch, so batch statistics do not
-        # tell the positive from the negatives.
-        has_batch_norm = config.norm == "batch" and (
-            ENCODERS[config.backbone].has_batch_norm
-            or config.proj_batch_norm != "false"
-        )
-        leaks = config.queue_size and has_batch_norm
-        pieces = max(1, batch // (config.microbatch_size or batch))
-        groups = norms.default_bn_groups(batch, pieces) if leaks else 1
-        config = config.replace_none(bn_groups=groups)
-        if config.bn_groups > 1 and not has_batch_norm:
-            raise UserError(
-                f"--bn_groups={config.bn_groups} means nothing to --backbone="
-                f"{config.backbone}: neither it nor the head has batch norm, so there "
-                "is no Shuffling BN. Leave it out."
-            )
+        config = _resolve_bn_groups(config)
     if "pred_layers" in entry.uses:
         config = config.replace_none(
             pred_layers=0 if config.queue_size else 2,
@@ -419,14 +404,35 @@ def resolve_method(config: Config, num_images: int) -> Config:
             f"--queue_size={config.queue_size} would hold every one of the "
             f"{num_images} images, also a query's own. Use {queue} or less."
         )
-    if config.norm != "batch" and config.bn_groups not in (None, 1):
+    if config.bn_groups and batch % config.bn_groups:
+        raise UserError(
+            f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
+        )
+    return config
+
+
+def _resolve_bn_groups(config: Config) -> Config:
+    """Returns the config with the sub-batches of batch norm in place of None."""
+    # Without a queue all keys are of the query's batch, so batch statistics do not
+    # tell the positive from the negatives.
+    has_batch_norm = config.norm == "batch" and (
+        ENCODERS[config.backbone].has_batch_norm or config.proj_batch_norm != "false"
+    )
+    leaks = config.queue_size and has_batch_norm
+    batch = config.batch_size
+    pieces = max(1, batch // (config.microbatch_size or batch))
+    groups = norms.default_bn_groups(batch, pieces) if leaks else 1
+    config = config.replace_none(bn_groups=groups)
+    if config.norm != "batch" and config.bn_groups > 1:
         raise UserError(
             f"--bn_groups={config.bn_groups} means nothing to --norm={config.norm}, "
             "which has no batch norm. Leave it out."
         )
-    if config.bn_groups and batch % config.bn_groups:
+    if config.bn_groups > 1 and not has_batch_norm:
         raise UserError(
-            f"--bn_groups must divide --batch_size={batch}, got {config.bn_groups}."
+            f"--bn_groups={config.bn_groups} means nothing to --backbone="
+            f"{config.backbone}: neither it nor the head has batch norm, so there "
+            "is no Shuffling BN. Leave it out."
         )
     return config
 
