@@ -33,7 +33,11 @@ COSTS = {
     "images_per_second": ("Images/s", "{:.0f}"),
     "memory_gb": ("Memory, GB", "{:.2f}"),
 }
-FEATURES = {"pixels": "Pixels", "random_h": "Untrained encoder"}
+FEATURES = {
+    "pixels": "Pixels",
+    "random_h": "Untrained encoder",
+    "init_h": "Initial weights",
+}
 
 
 @dataclasses.dataclass(frozen=True)
