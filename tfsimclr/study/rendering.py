@@ -161,7 +161,9 @@ def every_feature(numbers: pd.DataFrame) -> Table:
     """
     known = numbers["feature"].dropna().unique()
     heads = sorted(name for name in known if name.startswith("head_"))
-    columns = [*FEATURES, "h", *heads, "z"]
+    # Only runs with --init have the feature init_h.
+    baselines = [name for name in FEATURES if name in known or name != "init_h"]
+    columns = [*baselines, "h", *heads, "z"]
     lines = []
     for name, all_seeds in numbers.groupby("row", sort=False):
         for seed, of_run in all_seeds.groupby("seed", sort=False):
