@@ -32,7 +32,7 @@ OPTIMIZER_DEFAULTS: dict[str, dict] = {
 
 
 # A start from weights needs smaller steps, which warm up over an epoch, and fewer of
-# them. results/init has the measurements.
+# them. Chosen, not tuned: `scripts/init_epochs.py` measures what they save.
 EPOCHS = 40
 EPOCHS_FROM_WEIGHTS = 20
 RATE_FROM_WEIGHTS = 0.5
