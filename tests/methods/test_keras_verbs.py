@@ -66,6 +66,8 @@ def test_views_of_evaluation_are_fixed_and_no_views_of_training(tiny):
     model.step.assign(7)
     for view, again in zip(first, model.prepare_test_batch(images, None), strict=True):
         np.testing.assert_array_equal(view, again)
+    compiled = tf.function(model.prepare_test_batch, jit_compile=True)
+    np.testing.assert_allclose(compiled(images, None)[0], first[0], atol=1e-5)
     as_float = model.prepare_test_batch(tf.cast(images, tf.float32), None)
     np.testing.assert_allclose(as_float[0], first[0], atol=1e-6)
     others = [

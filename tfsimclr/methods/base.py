@@ -149,9 +149,10 @@ class Method(keras.Model):
         The views are a function of the seed and the images, so they are the same in
         every epoch. No step of the training has them.
         """
-        # int64 because TensorFlow sums int32 on the CPU.
-        total = tf.reduce_sum(tf.cast(images, tf.int64)) % 2**31
-        return self.prepare_batch(images, labels, -1 - total)
+        # int64 because TensorFlow sums int32 on the CPU. Not a negative step: XLA folds
+        # it into a seed differently. Runs have fewer than 2^30 steps.
+        total = tf.reduce_sum(tf.cast(images, tf.int64))
+        return self.prepare_batch(images, labels, 2**30 + total % (2**30 - 1))
 
     def objective(self, *views, training=True):
         """Returns the scalar loss and a dict of the scalars of `metric_names`.
