@@ -226,3 +226,50 @@ def test_the_lines_of_a_config_are_a_flagfile(tmp_path):
         workdir="/meine Läufe/猫 # 1", data_dir="/a=b", flip=False, learning_rate=1 / 3
     )
     assert parse([flagfile(tmp_path / "a b.flags", "# x", *config.lines())]) == config
+
+
+WINDOWS = """
+import sys
+sys.modules.update(fcntl=None, resource=None)
+sys.argv = ["tfsimclr", *{arguments}]
+from tfsimclr import run
+run.main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--mode=plan"], ["--mode=export"]])
+def test_a_system_without_file_locks_gets_one_line(tmp_path, arguments):
+    """F21: Windows, imitated: it has no modules fcntl and resource.
+
+    Siblings looked for, and what they did: --help (works there); every mode (a
+    traceback of fcntl); a study (runs the same command, so it shows the line);
+    `from tfsimclr import SimCLR` (works: neither methods nor losses import them).
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS.format(arguments=arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and not os.listdir(tmp_path)
+    assert done.stderr.startswith("tfsimclr: runs need Linux or macOS.")
+    assert "WSL" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from tfsimclr import SimCLR, LARS, Views, resnet",
+        "import tfsimclr.data.dataset",
+    ],
+)
+def test_the_classes_import_without_file_locks(code):
+    code = f"import sys; sys.modules.update(fcntl=None, resource=None); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ Examples:
 
 import dataclasses
 import errno
+import importlib.util
 import io
 import os
 import pathlib
@@ -131,7 +132,15 @@ def _tensorflow():
     """Imports TensorFlow and Keras; hides the notices that TensorFlow prints at start.
 
     TensorFlow writes them to file descriptor 2 before it reads any log level.
+
+    Raises:
+        UserError: On a system without file locks, or with another backend of Keras.
     """
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError(
+            "runs need Linux or macOS. On Windows, install tfsimclr in WSL (Windows "
+            "Subsystem for Linux: wsl --install)."
+        )
     # An empty variable leaves the choice to keras.json.
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
