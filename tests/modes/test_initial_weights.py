@@ -10,11 +10,11 @@ import pytest
 
 from tfsimclr import build, resolve
 from tfsimclr.errors import UserError
-from tfsimclr.modes import evaluate, pretrain
+from tfsimclr.modes import evaluate, export, pretrain
 from tfsimclr.networks import applications, torchvision_names
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.runs import initial, loading
-from tfsimclr.training import checkpoints
+from tfsimclr.training import checkpoints, weight_files
 
 
 @pytest.fixture
@@ -96,6 +96,23 @@ def test_the_run_is_tied_to_the_weights_not_to_the_path(weights_file, tiny, tmp_
     plain, _, _ = tiny(**settings)
     with pytest.raises(UserError, match="run of other settings"):
         run_folder.prepare(plain)
+
+
+def test_the_files_of_an_export_are_the_weights_of_the_run(finished):
+    config, dataset, workdir = finished
+    config = dataclasses.replace(config, formats="keras,safetensors")
+    export.export(config, dataset, workdir)
+    folder = workdir / "exported"
+    sources = (
+        workdir,
+        folder,
+        folder / "encoder.keras",
+        folder / "encoder.safetensors",
+    )
+    weights = [weight_files.read(str(path)) for path in sources]
+    assert len({of_file.checksum for of_file in weights}) == 1
+    assert {of_file.settings["input_norm"] for of_file in weights} == {"none"}
+    assert {of_file.settings["backbone"] for of_file in weights} == {"resnet10"}
 
 
 def test_settings_left_open_are_those_of_the_weights(weights_file, tiny):
