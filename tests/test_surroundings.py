@@ -32,13 +32,14 @@ def test_no_setting_of_keras_reaches_a_run(keras_settings, monkeypatch):
     Siblings: every key of keras.json (floatx, epsilon, image_data_format, backend,
     nnx_enabled) and every variable of Keras 3.15: KERAS_BACKEND, also empty;
     KERAS_MAX_EPOCHS and KERAS_MAX_STEPS_PER_EPOCH, which ended a run early and called
-    it finished; KERAS_HOME; KERAS_NNX_ENABLED. Tried as well, each with the same
-    weights or a difference of rounding: TF_USE_LEGACY_KERAS, TF_DETERMINISTIC_OPS,
-    TF_ENABLE_ONEDNN_OPTS=0, TF_XLA_FLAGS with auto-clustering,
-    TF_FUNCTION_JIT_COMPILE_DEFAULT, OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS that is no
-    number, a home that does not exist. Flags that XLA does not know end the process,
-    with XLA's own message.
+    it finished; KERAS_HOME; KERAS_NNX_ENABLED. Of TensorFlow,
+    TF_FUNCTION_JIT_COMPILE_DEFAULT ended a run in a traceback. Tried as well, each with
+    the same weights or a difference of rounding: TF_USE_LEGACY_KERAS, TF2_BEHAVIOR=0,
+    TF_DETERMINISTIC_OPS, TF_ENABLE_ONEDNN_OPTS=0, TF_XLA_FLAGS with auto-clustering,
+    unknown XLA_FLAGS, TF_CPP_MIN_LOG_LEVEL=0, OMP_NUM_THREADS=1, TF_NUM_INTRAOP_THREADS
+    and TF_NUM_INTEROP_THREADS that are no numbers.
     """
+    monkeypatch.setenv("TF_FUNCTION_JIT_COMPILE_DEFAULT", "1")
     keras.config.set_floatx("float16")
     keras.config.set_epsilon(0.1)
     keras.config.set_image_data_format("channels_first")
@@ -47,6 +48,7 @@ def test_no_setting_of_keras_reaches_a_run(keras_settings, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "")
     run._tensorflow()
     assert os.environ["KERAS_BACKEND"] == "tensorflow"
+    assert "TF_FUNCTION_JIT_COMPILE_DEFAULT" not in os.environ
     assert keras.config.floatx() == "float32"
     assert keras.config.epsilon() == 1e-7
     assert keras.config.image_data_format() == "channels_last"

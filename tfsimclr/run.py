@@ -151,6 +151,8 @@ def _tensorflow():
     os.environ["KERAS_BACKEND"] = backend
     # Of JAX only; where keras.json sets it, Keras would ask for a library of JAX.
     os.environ["KERAS_NNX_ENABLED"] = "false"
+    # It would compile the reading of the images too, which XLA cannot.
+    os.environ.pop("TF_FUNCTION_JIT_COMPILE_DEFAULT", None)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)
     stderr = os.dup(2)

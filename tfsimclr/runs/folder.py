@@ -205,8 +205,9 @@ def _check_longer(config: Config, epochs: str, path: pathlib.Path) -> None:
         raise UserError(
             f"{path} is a run of {epochs} epochs, and {' and '.join(schedules)}=cosine "
             f"ends there: with {config.epochs} epochs it would have been another run "
-            "from its first step. Name a new --workdir for the longer run. Only runs "
-            "with constant schedules can get more epochs."
+            "from its first step. Only runs with constant schedules can get more "
+            "epochs. Name a new --workdir for the longer run; with --init="
+            f"{path} it starts from the weights of this one."
         )
     print(f"{path} has {epochs} epochs and goes on to {config.epochs}.")
 
