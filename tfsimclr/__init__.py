@@ -27,6 +27,7 @@ _NAMES = {
     "ProjectionHead": "tfsimclr.networks.heads",
     "LARS": "tfsimclr.optimizers.lars",
     "nt_xent": "tfsimclr.losses",
+    "embed": "tfsimclr.modes.embed",
 }
 _MODULES = {
     "augment": "tfsimclr.views.random_view",

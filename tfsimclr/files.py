@@ -70,10 +70,29 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         OSError: If it cannot be written; the old file is unchanged then, and no
             temporary file is left.
     """
-    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: pathlib.Path, folder: pathlib.Path | None = None
+) -> Iterator[BinaryIO]:
+    """Yields an open file that becomes `path` after the block.
+
+    Args:
+        path: The file; an existing one is replaced.
+        folder: Where the file lies until then, on the disk of `path`; by default beside
+            it.
+
+    Raises:
+        OSError: If it cannot be written; the old file is unchanged then, and no
+            temporary file is left.
+    """
+    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder or path.parent)
     try:
         with disk_errors(path), os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             flush(file)
         _make_readable(partial)
         os.replace(partial, path)

@@ -44,6 +44,16 @@ MODES_OF_SETTING = {
     "microbatch_size": ("all", "pretrain", "plan"),
     "remat": ("all", "pretrain", "plan"),
     "formats": ("all", "export"),
+    "images": ("embed",),
+    "layers": ("embed", "search"),
+    "output": ("embed", "search"),
+    "embeddings": ("search",),
+    "query": ("search",),
+    "top": ("search",),
+    "duplicates": ("search",),
+    "outliers": ("search",),
+    "neighbors": ("search",),
+    "select": ("search",),
     "memory_gb": ("plan",),
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
@@ -53,6 +63,14 @@ GPU_STEPS_PER_CHECK = 16
 # From this batch on micro-batches need less memory than the similarity matrix.
 LARGE_BATCH = 2048
 BLOCK_ROWS = 1024
+# Mode that works on a trained network -> the other settings that it uses.
+_OF_TRAINED = ("mode", "workdir", "data_dir", "cache_dir", "image_size")
+SETTINGS_OF_MODE = {
+    "embed": (*_OF_TRAINED, "label_key", "max_value"),
+    "search": _OF_TRAINED,
+}
+# What --mode=search can be asked for.
+SEARCHES = ("query", "duplicates", "outliers", "select")
 # A fine-tuning with SimCLRv2's epochs is thousands of steps on ImageNet. On a hundred
 # images thirty epochs are thirty steps, after which the weights have hardly moved.
 MIN_FINETUNE_STEPS = 500
@@ -75,6 +93,9 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
         UserError: If a choice is unknown, or a setting means nothing to the method, the
             encoder, the data set or the mode.
     """
+    _check_settings_of_mode(config, typed)
+    if config.mode in SETTINGS_OF_MODE:
+        return  # the run folder has the settings of the method and the network
     user_set = user_set | config.changed()
     _check_choice("method", config.method, METHODS)
     encoder = config.backbone or datasets.defaults(config.dataset, 1)["backbone"]
@@ -109,13 +130,6 @@ def check(config: Config, user_set=frozenset(), typed=frozenset()) -> None:
             f"--max_value={config.max_value:g} means nothing to --dataset=textures, "
             "which have 8 bits. Leave it out."
         )
-    for name in sorted(typed & set(MODES_OF_SETTING)):
-        modes = MODES_OF_SETTING[name]
-        if config.mode not in modes:
-            raise UserError(
-                f"--{name} means nothing to --mode={config.mode}. Leave it out, or use "
-                f"--mode={' or '.join(modes)}."
-            )
     _check_eval_dataset(config)
     _check_mode(config)
     if config.mode in MODES_OF_SETTING["formats"]:
@@ -163,6 +177,32 @@ def _check_eval_dataset(config: Config) -> None:
 def _check_choice(setting: str, value: str, choices) -> None:
     if value not in choices:
         raise UserError(f"--{setting} must be one of {tuple(choices)}, got {value!r}.")
+
+
+def _check_settings_of_mode(config: Config, typed: frozenset[str]) -> None:
+    for name in sorted(typed & set(MODES_OF_SETTING)):
+        modes = MODES_OF_SETTING[name]
+        if config.mode not in modes:
+            raise UserError(
+                f"--{name} means nothing to --mode={config.mode}. Leave it out, or use "
+                f"--mode={' or '.join(modes)}."
+            )
+    others = SETTINGS_OF_MODE.get(config.mode)
+    for name in sorted(typed - set(MODES_OF_SETTING) if others else ()):
+        if name not in others:
+            raise UserError(
+                f"--{name} means nothing to --mode={config.mode}, which takes the "
+                "trained network of --workdir as it is. Leave it out."
+            )
+    if config.mode == "search":
+        if not any(getattr(config, name) for name in SEARCHES):
+            raise UserError(
+                "--mode=search needs something to search for: --query, --duplicates, "
+                "--outliers or --select."
+            )
+        for name, needed in (("top", "query"), ("neighbors", "outliers")):
+            if name in typed and not getattr(config, needed):
+                raise UserError(f"--{name} means nothing without --{needed}.")
 
 
 def _check_mode(config: Config) -> None:

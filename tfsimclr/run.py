@@ -98,6 +98,8 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     resolve.check(config, given, typed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if config.mode in modes.OF_TRAINED:  # makes no run folder
+        return modes.OF_TRAINED[config.mode](config)
     needs_no_data = config.mode == "export" or (
         config.mode == "evaluate" and config.other_dataset
     )

@@ -134,10 +134,7 @@ def load(
         image_size = known or _default_size(source)
     side = image_size
     if name != "textures":
-        # A third larger than a view, so that a random crop has enough pixels, for less
-        # than twice the memory. Never larger than the images: a view enlarges a crop
-        # at no cost, and enlarged pixels in the store would hold no information.
-        side = max(1, min(source.short_side(), round(4 / 3 * image_size)))
+        side = store_side(source.short_side(), image_size)
     if verbose:
         print("\n".join(summary.interpretation_lines(name, source)), flush=True)
     opened = prepare.open_or_make(
@@ -161,6 +158,20 @@ def load(
 def _plain(name: str) -> str:
     """Returns the name of a data set without its version."""
     return name.partition(":")[0]
+
+
+def store_side(short_side: int, image_size: int) -> int:
+    """Returns the side in pixels as which images are stored.
+
+    A third larger than a view, so that a random crop has enough pixels, for less than
+    twice the memory. Never larger than the images: a view enlarges a crop at no cost,
+    and enlarged pixels in the store would hold no information.
+
+    Args:
+        short_side: The (median) shorter side of the images in pixels.
+        image_size: Side of a view in pixels.
+    """
+    return max(1, min(short_side, round(4 / 3 * image_size)))
 
 
 def _default_size(source) -> int:

@@ -6,7 +6,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import platformdirs
@@ -100,7 +100,7 @@ def _make(
             f"{needed / 1e9:.1f} GB, but {str(cache)!r} has {free / 1e9:.1f} GB. "
             "Make room, name another --cache_dir or use a smaller --image_size."
         )
-    ranges = _ranges(source, max_value)
+    ranges = value_ranges(source.wide_facts, max_value)
     facts, statistics = images.Facts(), summary.Statistics()
     skipped: list[str] = []
     extra: dict = {}
@@ -196,9 +196,41 @@ def _open_same(path: pathlib.Path, mark: identity.Identity) -> store.Store | Non
     return opened
 
 
-def _ranges(source, max_value: float | None) -> dict[str, depth.Range]:
-    """Returns the range of images with more than 8 bits, by `depth.kind`."""
-    wide = source.wide_facts(first=max_value is not None).wide
+def open_existing(
+    cache: pathlib.Path,
+    data_dir: str,
+    source,
+    side: int,
+    max_value: float | None = None,
+) -> store.Store | None:
+    """Returns the store of a folder of images, or None if there is no valid one.
+
+    Arguments are those of `open_or_make`. Nothing is prepared.
+    """
+    name = "folder"
+    names, paths = source.files()
+    settings = repr((name, side, max_value, source.class_names))
+    mark = identity.Identity(names, paths, source.place, settings)
+    path = cache / _store_name(name, data_dir, side, max_value)
+    try:
+        return _open_same(path, mark) if path.is_dir() else None
+    except store.InvalidStoreError:
+        return None
+
+
+def value_ranges(
+    wide_facts: Callable[[bool], images.Facts], max_value: float | None
+) -> dict[str, depth.Range]:
+    """Returns the range of images with more than 8 bits, by `depth.kind`.
+
+    Args:
+        wide_facts: `wide_facts` of a source.
+        max_value: The largest value, or None for that of the images.
+
+    Raises:
+        UserError: If `max_value` is given and all images have 8 bits.
+    """
+    wide = wide_facts(max_value is not None).wide
     if max_value is not None:
         if not wide:
             raise UserError(

@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from tfsimclr.modes import distill, evaluate, export, finetune, pretrain, transfer
+from tfsimclr.modes import (
+    distill,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    pretrain,
+    search,
+    transfer,
+)
 
 
 def _evaluate(config, dataset, workdir):
@@ -35,4 +44,9 @@ MODES: dict[str, tuple[Callable, ...]] = {
     "export": (export.export,),
     "finetune": (_finetune,),
     "distill": (_distill,),
+}
+# Mode -> function of the settings, for modes that take a trained network as it is.
+OF_TRAINED: dict[str, Callable] = {
+    "embed": embed.embed_images,
+    "search": search.search,
 }

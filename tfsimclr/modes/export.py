@@ -1,5 +1,6 @@
 """Export of a trained network: a SavedModel, and the encoder in other formats."""
 
+import json
 import pathlib
 
 import keras
@@ -9,7 +10,7 @@ from tfsimclr import files, resolve
 from tfsimclr.modes import encoder_files
 from tfsimclr.networks import portable
 from tfsimclr.networks.names import feature_names
-from tfsimclr.runs import classifiers, loading
+from tfsimclr.runs import classifiers, embedder, loading
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints
 from tfsimclr.views import random_view
@@ -163,7 +164,10 @@ def write(path: pathlib.Path, module: Exported) -> None:
         signatures[name] = tf.function(module.outputs, input_signature=[spec])
     with files.atomic_folder(path) as folder:
         tf.saved_model.save(module, str(folder), signatures=signatures)
+        described = folder / embedder.DESCRIPTION
+        described.parent.mkdir(exist_ok=True)
+        content = embedder.description(module.image_size, module.model)
+        described.write_text(json.dumps(content) + "\n", encoding="utf-8")
         if module.class_list:
             names = folder / CLASS_NAMES
-            names.parent.mkdir(exist_ok=True)
             names.write_text("\n".join(module.class_list) + "\n", encoding="utf-8")

@@ -95,11 +95,15 @@ def keep_older_run(config: Config, resolved: Config, dataset) -> Config:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path):
+def lock(path: pathlib.Path, flag: str = "--workdir"):
     """Locks a run folder for this process, until the block or the process ends.
 
     On a disk without file locks, such as some network disks, it prints a warning and
     continues without one.
+
+    Args:
+        path: The folder.
+        flag: The flag that names it, for messages.
 
     Raises:
         UserError: If another process has locked the folder; the message has its id.
@@ -112,12 +116,12 @@ def lock(path: pathlib.Path):
             file.seek(0)
             raise UserError(
                 f"{path} is in use by process {file.read().strip() or 'unknown'}. Wait "
-                "for it, stop it, or name another --workdir."
+                f"for it, stop it, or name another {flag}."
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            _warn_without_lock(path)
+            _warn_without_lock(path, flag)
         with files.disk_errors(path / ".lock"):
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), str(os.getpid()).encode())
@@ -125,10 +129,10 @@ def lock(path: pathlib.Path):
 
 
 @functools.cache  # once, though a run locks its folder twice
-def _warn_without_lock(path: pathlib.Path) -> None:
+def _warn_without_lock(path: pathlib.Path, flag: str) -> None:
     print(
         f"Warning: the disk of {path} has no file locks. Make sure that no second "
-        "process uses this folder, or name a --workdir on another disk.",
+        f"process uses this folder, or name a {flag} on another disk.",
         file=sys.stderr,
     )
 
@@ -139,8 +143,12 @@ def _remove_leftovers(path: pathlib.Path) -> None:
         files.remove_leftovers(folder)
 
 
-def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
-    """Returns the settings in a flags.txt as text, under today's names."""
+def read_flags(flags_file: pathlib.Path) -> dict[str, str]:
+    """Returns the settings in a flags.txt as text, under today's names.
+
+    Raises:
+        UserError: If it is damaged, of a newer version, or no such file.
+    """
     try:
         text = flags_file.read_text(encoding="utf-8", errors="surrogateescape")
     except IsADirectoryError:
@@ -168,7 +176,7 @@ def _read_flags(flags_file: pathlib.Path) -> dict[str, str]:
 
 
 def _check_same(config: Config, flags_file: pathlib.Path) -> None:
-    before = _read_flags(flags_file)
+    before = read_flags(flags_file)
     now = config.pretraining()
     different = [name for name in now if name in before and before[name] != now[name]]
     if not different:

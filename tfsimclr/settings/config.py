@@ -41,10 +41,12 @@ class Config:
         "evaluate and export do one of them. finetune: train the pretrained "
         "network on a fraction of the labels. distill: train a student on the "
         "outputs of --teacher_dir. plan: time ten steps and print the memory and "
-        "hours that the run would take, without a run folder.",
+        "hours that the run would take, without a run folder. embed: write the "
+        "features of --images to a file. search: find similar images, duplicates, "
+        "outliers or a diverse subset in that file.",
         choices=(
             *("all", "pretrain", "evaluate", "export"),
-            *("finetune", "distill", "plan"),
+            *("finetune", "distill", "plan", "embed", "search"),
         ),
         pretraining=False,
     )
@@ -591,6 +593,85 @@ class Config:
         since="0.3",
     )
 
+    # Embeddings and search
+
+    images: str = option(
+        "",
+        "What --mode=embed embeds: a folder of images, an image file, or the name of a "
+        "data set (textures, stl10, ...).",
+        pretraining=False,
+        since="0.3",
+    )
+    layers: str | None = option(
+        None,
+        "Layers that --mode=embed writes, with commas: h,head_1,z. In --mode=search: "
+        "the layer to compare. Default h.",
+        pretraining=False,
+        since="0.3",
+    )
+    output: str = option(
+        "",
+        "In --mode=embed: the file to write, .parquet, .npz or .csv; default "
+        "embeddings.parquet in the run folder. In --mode=search: the folder for tables "
+        "and pictures; default the folder search beside the embedding file.",
+        pretraining=False,
+        since="0.3",
+    )
+    embeddings: str = option(
+        "",
+        "Embedding file (.parquet) of --mode=search; default embeddings.parquet in "
+        "--workdir.",
+        pretraining=False,
+        since="0.3",
+    )
+    query: str = option(
+        "",
+        "An image, or a folder of images, of which --mode=search finds the most "
+        "similar images. Needs --workdir, the model.",
+        pretraining=False,
+        since="0.3",
+    )
+    top: int = option(
+        12,
+        "Similar images that --mode=search shows for each query.",
+        greater_than=0,
+        pretraining=False,
+        since="0.3",
+    )
+    duplicates: float | None = option(
+        None,
+        "Find groups of near-duplicates: images of at least this cosine similarity. "
+        "Start at 0.99; lower it until the groups hold different images.",
+        greater_than=0,
+        maximum=1,
+        pretraining=False,
+        since="0.3",
+    )
+    outliers: int = option(
+        0,
+        "List this many outliers: the images with the lowest mean similarity to their "
+        "--neighbors nearest images.",
+        minimum=0,
+        pretraining=False,
+        since="0.3",
+    )
+    neighbors: int = option(
+        10,
+        "Nearest images of which --outliers takes the mean similarity. Raise it above "
+        "the size of a group of odd images that are alike.",
+        greater_than=0,
+        pretraining=False,
+        since="0.3",
+    )
+    select: int = option(
+        0,
+        "Select this many images that differ as much as possible, for example to label "
+        "them first.",
+        minimum=0,
+        pretraining=False,
+        since="0.3",
+    )
+
     # Planning
 
     memory_gb: float = option(
@@ -763,7 +844,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the config that the parsed flags describe; paths become absolute."""
     given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
-    for name in ("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"):
+    paths = ("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir")
+    for name in (*paths, "output", "embeddings", "query"):
         if given[name] and "\0" not in given[name]:  # a null byte is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     if given["init"] not in ("", "imagenet") and "\0" not in given["init"]:
