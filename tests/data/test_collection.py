@@ -47,7 +47,7 @@ def test_a_folder_has_paths_splits_and_classes(folder, cache):
         assert os.path.basename(os.path.dirname(path)) == label
         assert split in ("train", "test")
     assert opened.splits.count("test") == 12
-    assert opened.side == 16 and opened.stored is None
+    assert opened.side == 16 and not opened.stored
     rows, pixels, unreadable = rows_and_images(opened)
     assert rows.tolist() == list(range(60)) and not unreadable
     for row in (0, 31, 59):
@@ -63,7 +63,7 @@ def test_prepared_images_are_used_and_are_the_same(folder, cache):
     plain = collection.open_collection(str(folder), 12, cache_dir=cache)
     datasets.load("folder", data_dir=str(folder), image_size=12, cache_dir=cache)
     stored = collection.open_collection(str(folder), 12, cache_dir=cache)
-    assert plain.stored is None and stored.stored is not None
+    assert not plain.stored and stored.stored
     assert (plain.paths, plain.splits, plain.labels, plain.fingerprint) == (
         *(stored.paths, stored.splits, stored.labels, stored.fingerprint),
     )
@@ -108,7 +108,7 @@ def test_one_file_and_a_data_set(folder, cache, monkeypatch):
     file = next(folder.rglob("*.png"))
     opened = collection.open_collection(str(file), 12, cache_dir=cache)
     assert list(opened.paths) == [str(file)] and opened.side == 16
-    assert collection.open_collection(str(file), 12, side=9).side == 9
+    assert collection.open_queries(str(file), 9).side == 9
     monkeypatch.setattr(textures, "SPLITS", {"unlabeled": 20, "train": 20, "test": 10})
     opened = collection.open_collection("textures", 16, cache_dir=cache)
     assert len(opened) == 50 and opened.paths[-1] == "textures/test/9"
@@ -122,7 +122,7 @@ def test_one_file_and_a_data_set(folder, cache, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty", "no image files below .*empty.* end in .bmp"),
+        ("empty", "no image files below .*empty.* end in .*bmp"),
         ("missing.jpg", "'missing.jpg' does not exist"),
         ("a/b", "'a/b' does not exist. Expected a folder of images"),
         ("photos\0", "does not exist"),
@@ -145,3 +145,20 @@ def test_pictures_for_display(folder, cache, tmp_path):
     first, gone = opened.pictures([0, 1], 40)[0], tmp_path / "gone.png"
     assert first.shape == (40, 40, 3)
     assert collection.picture(str(gone), 40) is None
+
+
+def test_images_of_more_than_8_bits_have_one_range(tmp_path, cache):
+    """12-bit images are scaled by their largest value, as in a training run."""
+    os.mkdir(tmp_path / "deep")
+    for index in range(4):
+        values = np.full((20, 20), 1000 * (index + 1), np.uint16)
+        Image.fromarray(values).save(tmp_path / f"deep/{index}.png")
+    opened = collection.open_collection(str(tmp_path / "deep"), 20, cache_dir=cache)
+    pixels = rows_and_images(opened)[1]
+    assert pixels.max(axis=(1, 2, 3)).tolist() == [64, 128, 191, 255]
+    one = collection.open_queries(opened.paths[0], opened.side, opened.ranges)
+    np.testing.assert_array_equal(rows_and_images(one)[1][0], pixels[0])
+    given = collection.open_collection(
+        str(tmp_path / "deep"), 20, cache_dir=cache, max_value=8000
+    )
+    assert rows_and_images(given)[1].max() == 128

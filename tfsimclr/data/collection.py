@@ -252,7 +252,8 @@ def from_array(array: np.ndarray) -> Collection:
     """
     if array.ndim != 4 or array.shape[3] != 3 or not len(array):
         raise UserError(
-            f"images must be [n, H, W, 3] with n of at least 1, got {list(array.shape)}."
+            "images must be [n, H, W, 3] with n of at least 1, got "
+            f"{list(array.shape)}."
         )
     if array.dtype != np.uint8:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:

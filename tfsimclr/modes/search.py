@@ -13,6 +13,7 @@ import numpy as np
 
 from tfsimclr import files
 from tfsimclr.data import collection as collections
+from tfsimclr.data import depth
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import duplicates, neighbors, selection
 from tfsimclr.modes import contact_sheet, embed
@@ -71,6 +72,7 @@ class Shown:
         self.paths, self.labels = file.columns("path", "label")
         self._config = config
         self._file = file
+        self._ranges = {k: depth.Range(*r) for k, r in file.meta["ranges"].items()}
         self._data_set: collections.Collection | None = None
 
     def tile(self, row: int, similarity: float | None = None) -> Tile:
@@ -84,7 +86,7 @@ class Shown:
         """Returns the image, uint8 `[s, s, 3]`, or None if it is gone."""
         path = self.paths[row]
         if os.path.isabs(path):
-            return collections.picture(path, TILE)
+            return collections.picture(path, TILE, self._ranges)
         if self._data_set is None:
             name = self._file.meta["images"]
             if path.startswith(f"{name}/"):
@@ -121,12 +123,8 @@ def find_similar(
             "Embed the images again (--mode=embed), or name the --workdir it was made "
             "with."
         )
-    queries = collections.open_collection(
-        config.query,
-        model.image_size,
-        cache_dir=config.cache_dir,
-        side=file.meta["side"],
-    )
+    ranges = {kind: depth.Range(*r) for kind, r in file.meta["ranges"].items()}
+    queries = collections.open_queries(config.query, file.meta["side"], ranges)
     embedded = embed.embed_collection(model, queries)
     positions = {path: row for row, path in enumerate(shown.paths)}
     exclude = np.array([positions.get(path, -1) for path in embedded.paths])
@@ -142,7 +140,7 @@ def find_similar(
     write_table(folder / "similar.csv", header, table)
     sheet = [
         [
-            Tile(collections.picture(path, TILE), "query"),
+            Tile(collections.picture(path, TILE, ranges), "query"),
             *(shown.tile(r, s) for r, s in zip(*found, strict=True)),
         ]
         for path, *found in zip(embedded.paths[:MAX_ROWS], rows, near, strict=False)

@@ -79,9 +79,9 @@ class EmbeddingFile:
     Attributes:
         meta: `model` (checksum of the weights), `layers` (`{name: dimensions}`),
             `image_size` and `side` (pixels of the model's input, and as which images of
-            files are read), `images` (what was embedded), `data_dir`, `unreadable`
-            (number of images left out), `versions`, and `key`, which identifies the
-            embedding.
+            files are read), `ranges` (of images with more than 8 bits), `images` (what
+            was embedded), `data_dir`, `unreadable` (number of images left out),
+            `versions`, and `key`, which identifies the embedding.
         num_rows: Number of images.
 
     Raises:

@@ -89,7 +89,7 @@ def keep_older_run(config: Config, resolved: Config, dataset) -> Config:
         return resolved
     older = resolve.resolve(dataclasses.replace(config, val_share=0.0), dataset)
     flags_file = pathlib.Path(older.workdir or older.default_workdir()) / "flags.txt"
-    if not flags_file.is_file() or "val_share" in _read_flags(flags_file):
+    if not flags_file.is_file() or "val_share" in read_flags(flags_file):
         return resolved
     return older
 
