@@ -29,8 +29,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tfsimclr import __version__, files
 from tfsimclr.data import collection as collections
 from tfsimclr.evaluation import duplicates, neighbors
-from tfsimclr.modes import embed, evaluate
-from tfsimclr.runs import embedder as embedders
+from tfsimclr.runs import features as extraction
 from tfsimclr.runs import loading, results
 from tfsimclr.settings import flagfiles
 
@@ -135,18 +134,9 @@ def plant_copies(paths: list[str], folder: pathlib.Path) -> list[str]:
 
 def all_features(config, trained, opened: collections.Collection) -> dict:
     """Returns `{feature: [n, d]}`: pixels, untrained h, h and z."""
-    untrained = loading.untrained(config)
-    embedded = embed.embed_collection(embedders.of_model(trained, ("h", "z")), opened)
-    first = embed.embed_collection(embedders.of_model(untrained), opened)
-    pixels = [
-        evaluate.pixels(batch.images, config.image_size)
-        for batch in opened.batches(1024)
-    ]
-    return {
-        "pixels": np.concatenate(pixels),
-        "random_h": first.features["h"],
-        **embedded.features,
-    }
+    images = np.concatenate([batch.images for batch in opened.batches(1024)])
+    (features,) = extraction.extract(config, trained, images)
+    return {name: features[name] for name in ("pixels", "random_h", "h", "z")}
 
 
 def precision_at(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
