@@ -47,6 +47,8 @@ AFTER_PRETRAINING = {
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb", "formats"),
     *("eval_dataset", "eval_data_dir", "eval_label_key"),
+    *("images", "layers", "output", "embeddings", "query", "top", "duplicates"),
+    *("outliers", "neighbors", "select"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
@@ -60,6 +62,7 @@ OTHER = {
     **{"proj_activation": "tanh", "feature": "head_1", "method": None, "loss": None},
     **{"teacher_dir": "/runs/teacher", "finetune_layer": "head_1", "formats": "onnx"},
     **{"eval_data_dir": "/other"},
+    **{"output": "/a.parquet", "embeddings": "/b.parquet", "query": "/c.jpg"},
     "local_crop_areas": "0.1,0.3",
 }
 
@@ -126,7 +129,6 @@ def test_every_documented_flag_has_its_default(name):
 
 def test_reserved_names_are_absent_until_they_work():
     assert "strategy" not in FIELDS
-    assert not {"embed"} & set(FIELDS["mode"].metadata["choices"])
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -249,7 +251,10 @@ def test_lines_leave_out_what_is_undecided():
 
 @pytest.mark.parametrize(
     "name",
-    ["workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir", "init"],
+    [
+        *("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir", "init"),
+        *("output", "embeddings", "query"),
+    ],
 )
 def test_paths_become_absolute(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
