@@ -1,7 +1,7 @@
 """Training steps on a GPU in every precision, with XLA and without, beside PyTorch.
 
-Takes about ten minutes. The processor can only run `--size=tiny`, which tests the
-program.
+Sized for about ten minutes on a current card; it has not been timed on one yet. The
+processor can only run `--size=tiny`, which tests the program.
 """
 
 import gc
