@@ -1,5 +1,6 @@
 """Images of more than 8 bits: one range per data set, whatever the file format."""
 
+import json
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from tfsimclr import resolve
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import depth, images
 from tfsimclr.errors import UserError
+from tfsimclr.modes import transfer
 from tfsimclr.settings.config import Config
 
 SIDE = 12
@@ -273,3 +275,31 @@ def test_tfds_uint16(tmp_path, capsys):
 def test_images_that_are_all_one_value(tmp_path):
     write(tmp_path / "in", [png(np.zeros((SIDE, SIDE, 1), np.uint16))] * 4)
     assert (stored(load(tmp_path)) == 0).all()
+
+
+def test_other_data_are_scaled_by_the_range_of_the_run(tmp_path, capsys):
+    """`--eval_dataset`: new images have the scale that the encoder learned."""
+    write(tmp_path / "in", [png(pixels(2000))] * 4)
+    own = stored(load(tmp_path))
+    run = tmp_path / "run"
+    run.mkdir()
+    wide = {"integer": {"images": 9, "range": [0, 4095]}}
+    (run / "result.json").write_text(json.dumps({"data": {"wide": wide}}))
+    ranges = transfer.value_ranges(Config(), run)
+    assert ranges == {"integer": [0, 4095]}
+    for _ in range(2):
+        other = stored(load(tmp_path, ranges=ranges))
+        np.testing.assert_array_equal(other[0], expected(pixels(2000), 0, 4095))
+        assert "0 to 4095 becomes 0 to 255" in capsys.readouterr().out
+    np.testing.assert_array_equal(stored(load(tmp_path)), own)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"data": {"wide": {}}}'])
+def test_the_range_of_a_run_that_has_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    assert transfer.value_ranges(Config(), tmp_path) == {}
+    if content is None:
+        fixed = transfer.value_ranges(Config(dataset="x", max_value=9), tmp_path)
+        assert fixed["integer"] == [0, 9]

@@ -1,6 +1,7 @@
 """Data sets by name: prepared once as a store, opened from there afterwards."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -106,6 +107,7 @@ def load(
     verbose: bool = True,
     max_value: float | None = None,
     label_key: str = "",
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> DataSet:
     """Returns a data set; the first call prepares a store of it in the cache folder.
 
@@ -121,6 +123,8 @@ def load(
             becomes 255; None takes the largest one in the data set.
         label_key: Feature of a TFDS data set that is the label; "" for its only one,
             "none" for none.
+        ranges: By `depth.kind`, the range of other images of more than 8 bits, such as
+            those that an encoder learned from. It is used in place of this data set's.
 
     Raises:
         UserError: If the data set cannot be read; the message says what to do.
@@ -138,7 +142,7 @@ def load(
     if verbose:
         print("\n".join(summary.interpretation_lines(name, source)), flush=True)
     opened = prepare.open_or_make(
-        cache, name, data_dir, source, side, verbose, max_value
+        cache, name, data_dir, source, side, verbose, max_value, ranges
     )
     parts = {split: opened.split(split) for split in _SPLITS}
     splits: dict = {k: Split(*part) if part else None for k, part in parts.items()}

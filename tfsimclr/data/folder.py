@@ -201,7 +201,7 @@ class FolderSource:
             train += [(path, label) for path in sorted(ranked[num_test:])]
         self.splits["train"], self.splits["test"] = train, test
         self.notes.append(
-            f"no test/ folder: a fixed fifth of every class is the test set "
+            f"no labelled test/ folder: a fixed fifth of every class is the test set "
             f"({len(test)} images), and is not trained on"
             if test
             else "no class has two images or more, so there is no test set"

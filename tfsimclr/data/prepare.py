@@ -6,7 +6,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import platformdirs
@@ -49,6 +49,7 @@ def open_or_make(
     side: int,
     verbose: bool,
     max_value: float | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> store.Store:
     """Returns the store of a source; prepares a missing, damaged or outdated one.
 
@@ -64,14 +65,19 @@ def open_or_make(
         verbose: Whether to print progress.
         max_value: Largest value of images with more than 8 bits; None takes the largest
             one of the data set.
+        ranges: By `depth.kind`, the smallest and the largest value of other images,
+            which are used in place of those of this data set.
 
     Raises:
         UserError: If too many images are unreadable, the store cannot be written, or
             `max_value` is given and all images have 8 bits.
     """
-    path = cache / _store_name(name, data_dir, side, max_value)
+    scale = "" if max_value is None else f"\nmax_value={max_value}"
+    scale += f"\nranges={sorted(ranges.items())}" if ranges else ""
+    path = cache / _store_name(name, data_dir, side, scale)
     names, paths = source.files()
     settings = repr((name, side, max_value, source.class_names))
+    settings += scale if ranges else ""
     mark = identity.Identity(names, paths, source.place, settings) if paths else None
     opened = _open(path, source, side, mark)
     others = cache.glob(f"{_readable(name)}-{side}px-*") if mark else ()
@@ -79,7 +85,9 @@ def open_or_make(
         if opened is None and other != path and other.is_dir():
             with contextlib.suppress(store.InvalidStoreError):
                 opened = _open_same(other, mark)
-    return opened or _make(path, source, side, verbose, max_value, mark)
+    if opened is not None:
+        return opened
+    return _make(path, source, side, verbose, mark, max_value, ranges or {})
 
 
 def _make(
@@ -87,8 +95,9 @@ def _make(
     source,
     side: int,
     verbose: bool,
-    max_value: float | None,
     mark: identity.Identity | None,
+    max_value: float | None,
+    fixed: Mapping[str, Sequence[float]],
 ) -> store.Store:
     """Prepares the store at `path`; see `open_or_make`."""
     cache = path.parent
@@ -101,6 +110,7 @@ def _make(
             "Make room, name another --cache_dir or use a smaller --image_size."
         )
     ranges = value_ranges(source.wide_facts, max_value)
+    ranges.update({kind: depth.Range(*limits) for kind, limits in fixed.items()})
     facts, statistics = images.Facts(), summary.Statistics()
     skipped: list[str] = []
     extra: dict = {}
@@ -243,11 +253,10 @@ def value_ranges(
     }
 
 
-def _store_name(name: str, data_dir: str, side: int, max_value: float | None) -> str:
+def _store_name(name: str, data_dir: str, side: int, scale: str) -> str:
     path = os.path.realpath(os.path.expanduser(data_dir)) if data_dir else ""
     path = "" if name == "textures" else path
-    settings = "" if max_value is None else f"\nmax_value={max_value}"
-    digest = files.sha256(f"{name}\n{path}{settings}")[:8]
+    digest = files.sha256(f"{name}\n{path}{scale}")[:8]
     return f"{_readable(name)}-{side}px-{digest}"
 
 

@@ -1,11 +1,13 @@
 """Scores of a run's encoder on other labelled data (`--eval_dataset`)."""
 
+import json
 import os
 import pathlib
 import re
 
 from tfsimclr import files
 from tfsimclr.data import dataset as datasets
+from tfsimclr.data import depth
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import linear, metrics
 from tfsimclr.modes import evaluate as evaluation
@@ -42,6 +44,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> dict:
         image_size=config.image_size,
         cache_dir=config.cache_dir,
         label_key=config.eval_label_key,
+        ranges=value_ranges(config, workdir),
     )
     if not dataset.has_labels:
         raise UserError(
@@ -85,6 +88,22 @@ def evaluate(config: Config, workdir: pathlib.Path) -> dict:
     others = evaluation.other_evaluations(workdir, model)
     results.write(path, {**result, "evaluations": {**others, name: entry}})
     return entry
+
+
+def value_ranges(config: Config, workdir: pathlib.Path) -> dict[str, list[float]]:
+    """Returns the range of images of more than 8 bits that the run learned from.
+
+    It comes from the run's result.json, or else from `--max_value`; empty if the run
+    had no such images, or is not scored yet.
+    """
+    try:
+        text = (workdir / "result.json").read_text(encoding="utf-8")
+        wide = json.loads(text)["data"]["wide"]
+        return {kind: entry["range"] for kind, entry in wide.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if config.max_value is None:
+            return {}
+        return {kind: [0, config.max_value] for kind in (depth.INTEGER, depth.FLOAT)}
 
 
 def data_name(config: Config) -> str:
