@@ -72,8 +72,7 @@ def open_or_make(
         UserError: If too many images are unreadable, the store cannot be written, or
             `max_value` is given and all images have 8 bits.
     """
-    scale = "" if max_value is None else f"\nmax_value={max_value}"
-    scale += f"\nranges={sorted(ranges.items())}" if ranges else ""
+    scale = _scale(max_value, ranges)
     path = cache / _store_name(name, data_dir, side, scale)
     names, paths = source.files()
     settings = repr((name, side, max_value, source.class_names))
@@ -221,7 +220,7 @@ def open_existing(
     names, paths = source.files()
     settings = repr((name, side, max_value, source.class_names))
     mark = identity.Identity(names, paths, source.place, settings)
-    path = cache / _store_name(name, data_dir, side, max_value)
+    path = cache / _store_name(name, data_dir, side, _scale(max_value))
     try:
         return _open_same(path, mark) if path.is_dir() else None
     except store.InvalidStoreError:
@@ -251,6 +250,14 @@ def value_ranges(
     return {
         kind: depth.Range(min(0, low), high) for kind, (_, low, high) in wide.items()
     }
+
+
+def _scale(
+    max_value: float | None, ranges: Mapping[str, Sequence[float]] | None = None
+) -> str:
+    """Returns what a store's name has of the scale, if that is not the images' own."""
+    scale = "" if max_value is None else f"\nmax_value={max_value}"
+    return scale + (f"\nranges={sorted(ranges.items())}" if ranges else "")
 
 
 def _store_name(name: str, data_dir: str, side: int, scale: str) -> str:
