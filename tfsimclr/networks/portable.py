@@ -1,6 +1,7 @@
 """An encoder rebuilt from Keras's own layers, for files that others load."""
 
 import keras
+import numpy as np
 
 from tfsimclr.errors import UserError
 from tfsimclr.networks.norms import SplitBatchNormalization
@@ -73,4 +74,12 @@ def _clone(layer):
         return keras.layers.BatchNormalization.from_config(config)
     if isinstance(layer, StandardizedConv2D):
         return keras.layers.Conv2D.from_config(config)
+    if isinstance(layer, keras.layers.Normalization) and config["mean"] is not None:
+        # Its constants are tensors outside of the graph, which the conversion to ONNX
+        # would make inputs.
+        std = np.sqrt(np.asarray(config["variance"], "float64")).ravel()
+        mean = np.asarray(config["mean"], "float64").ravel()
+        return keras.layers.Rescaling(
+            (1 / std).tolist(), (-mean / std).tolist(), name=layer.name
+        )
     return layer.__class__.from_config(config)
