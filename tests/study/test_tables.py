@@ -339,21 +339,21 @@ def test_a_varied_setting_has_a_column_for_each_value(study, capsys):
     small = "flags/study/small_batch"
     made = study(
         2,
-        f"{small}/baseline.flags,{small}/dcl.flags",
+        f"{small}/nt_xent.flags,{small}/dcl.flags",
         plan.parse_vary("batch_size=16,64"),
     )
     assert made.experiments["dcl_16"]["own"] == {"loss": "dcl", "batch_size": 16}
-    scores = {"baseline_16": 0.5, "dcl_16": 0.55, "baseline_64": 0.6}
+    scores = {"nt_xent_16": 0.5, "dcl_16": 0.55, "nt_xent_64": 0.6}
     for name, score in scores.items():
         for seed in (0, 1):
             write_run(made, f"{name}-seed{seed}", score + seed / 100)
     text, numbers = make_tables(made, capsys)
     caption = "Batch: top-1 over its values"
     assert line(text, caption, "Run") == ["Run", "Batch 16", "Batch 64"]
-    row = line(text, caption, "baseline")
-    assert row == ["baseline", "50.50 ± 0.71", "60.50 ± 0.71"]
+    row = line(text, caption, "nt_xent")
+    assert row == ["nt_xent", "50.50 ± 0.71", "60.50 ± 0.71"]
     assert line(text, caption, "dcl") == ["dcl", "55.50 ± 0.71", "missing"]
-    row = line(text, "Batch: difference to baseline at the same value", "dcl")
+    row = line(text, "Batch: difference to nt_xent at the same value", "dcl")
     assert row == ["dcl", "+5.00 [+5.00, +5.00]", "missing"]
     row = line(text, "Batch: seconds of pretraining", "dcl")
     assert row == ["dcl", "7", "missing"]

@@ -2,9 +2,6 @@
 
 import keras
 
-# The layer computes the same as a stock convolution with this kernel, so an export
-# needs no layer of ours (`stock`).
-
 
 @keras.saving.register_keras_serializable("tfsimclr")
 class StandardizedConv2D(keras.layers.Conv2D):
