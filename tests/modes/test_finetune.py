@@ -202,7 +202,7 @@ def test_views_are_crops_and_mirrored_only(tiny):
     views = classifiers.network(config, "h", 10).views
     assert views.get_config() == {
         **{"image_size": 16, "crop_min_area": 0.3, "jitter_strength": 0.0},
-        **{"blur": 0.0, "flip": False, "grayscale": 0.0},
+        **{"blur": 0.0, "flip": False, "grayscale": 0.0, "crop_max_area": 1.0},
     }
 
 
@@ -397,7 +397,7 @@ def test_the_exported_model_gives_the_logits(finetuned, capsys):
     assert path == folder / "saved_model"
     serve = tf.saved_model.load(str(path)).signatures["serving_uint8"]
     outputs = serve(images=tf.constant(dataset.test.images))
-    assert set(outputs) == {"h", "head_1", "logits"}
+    assert set(outputs) == {"h", "head_1", "feature_map", "logits"}
     model, _ = classifiers.load(folder)
     expected = model.features(dataset.test.images)
     np.testing.assert_allclose(outputs["logits"], expected["z"], atol=1e-4)
