@@ -322,12 +322,11 @@ def test_peak_learning_rate_at_batch_128(optimizer, rule, peak):
     assert rate == pytest.approx(peak, rel=2e-3)
 
 
-def test_a_start_from_weights_trains_shorter_with_smaller_steps():
+def test_a_start_from_weights_trains_shorter_after_a_warm_up():
     plain = Config().with_optimizer_defaults()
     initial = Config(init="a.npz").with_optimizer_defaults()
     assert plain.epochs == 40
     assert initial.epochs < plain.epochs
-    assert initial.learning_rate < plain.learning_rate
     assert initial.warmup_epochs > plain.warmup_epochs
     own = {"epochs": 7, "learning_rate": 0.1, "warmup_epochs": 2.0}
     given = Config(init="a.npz", **own).with_optimizer_defaults()

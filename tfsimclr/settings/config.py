@@ -165,8 +165,8 @@ class Config:
         ".keras file of tfsimclr; or imagenet, the weights that Keras publishes for "
         "the encoders of keras.applications. Empty: random weights. Settings that are "
         "left open then suit a start from weights: --backbone, --width and "
-        "--input_norm are those of the weights, --learning_rate, --warmup_epochs and "
-        "--epochs are for a shorter training.",
+        "--input_norm are those of the weights, --warmup_epochs and --epochs are for a "
+        "shorter training.",
         pretraining=False,
         since="0.3",
     )
