@@ -55,6 +55,7 @@ MODES_OF_SETTING = {
     "neighbors": ("search",),
     "select": ("search",),
     "memory_gb": ("plan",),
+    "compare": ("report",),
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
     "steps_per_check": _TRAINING,

@@ -9,6 +9,7 @@ from tfsimclr.modes import (
     export,
     finetune,
     pretrain,
+    report,
     search,
     transfer,
 )
@@ -38,10 +39,16 @@ def _distill(config, dataset, workdir):
 # Mode -> functions (config, data set, run folder), called in order. `plan` is not among
 # them: it has no run folder.
 MODES: dict[str, tuple[Callable, ...]] = {
-    "all": (pretrain.pretrain, _evaluate_all, export.export),
+    "all": (
+        pretrain.pretrain,
+        _evaluate_all,
+        export.export,
+        report.report_if_possible,
+    ),
     "pretrain": (pretrain.pretrain,),
     "evaluate": (_evaluate,),
     "export": (export.export,),
+    "report": (report.report,),
     "finetune": (_finetune,),
     "distill": (_distill,),
 }

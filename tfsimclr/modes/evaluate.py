@@ -45,8 +45,7 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     weights = initial.load(config, workdir)
     if len(meta["rows"]) < config.epochs:
         print(f"Note: {len(meta['rows'])} of {config.epochs} epochs are done.")
-    weights = initial.load(config, workdir)
-    if not dataset.has_labels and label_free.held_out_rows(dataset) is None:
+    if not dataset.has_labels and not _has_held_out(config, dataset):
         if config.mode == "evaluate":
             raise UserError(
                 f"The data set {config.dataset} has no labelled train and test images "
@@ -84,6 +83,10 @@ def other_evaluations(workdir: pathlib.Path, model) -> dict:
     return {
         name: other for name, other in others.items() if other["weights"] == weights
     }
+
+
+def _has_held_out(config: Config, dataset: datasets.DataSet) -> bool:
+    return run_features.held_out(config, dataset)[0] is not None
 
 
 def describe_data(dataset: datasets.DataSet) -> dict:

@@ -9,7 +9,6 @@ from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.runs import features
 from tfsimclr.settings.config import Config
 
-NUM_IMAGES = 1000
 BATCH_SIZE = 256
 # The views do not depend on the run's seed: runs are compared on the same ones.
 VIEW_SEED = 0x5EED
@@ -30,13 +29,15 @@ def evaluate(
         weights: Weights that the encoder started from, or None if they were random.
 
     Returns:
-        The entry `label_free` of result.json: `num_images`; `features`, the scores of
-        `evaluation.label_free.scores` by feature; and `verdict`, that of
-        `evaluation.label_free.verdict`. None if the run was trained on all images.
+        The entry `label_free` of result.json: `num_images`; `origin` of the images;
+        `features`, the scores of `evaluation.label_free.scores` by feature; and
+        `verdict`, that of `evaluation.label_free.verdict`. None if the run was trained
+        on all images.
     """
-    images = held_out_images(dataset)
-    if images is None:
+    split, origin = features.held_out(config, dataset)
+    if split is None:
         return None
+    images = split.images
     views = fixed_views(model, images)
     of_views = features.extract(config, model, *views, weights=weights)
     print(
@@ -52,25 +53,16 @@ def evaluate(
         print(score_line(name, scores[name]), flush=True)
     verdict = label_free.verdict(hits)
     print(verdict["sentence"], flush=True)
-    return {"num_images": len(images), "features": scores, "verdict": verdict}
-
-
-def held_out_images(dataset: datasets.DataSet) -> np.ndarray | None:
-    """Returns at most 1,000 images that are not trained on, always the same ones."""
-    rows = held_out_rows(dataset)
-    return None if rows is None else dataset.test.images[rows]
-
-
-def held_out_rows(dataset: datasets.DataSet) -> np.ndarray | None:
-    """Returns the rows of the test split that `held_out_images` returns, or None."""
-    if not dataset.test or not len(dataset.test.images):
-        return None
-    count = len(dataset.test.images)
-    return np.sort(np.random.default_rng(0).permutation(count)[:NUM_IMAGES])
+    return {
+        "num_images": len(images),
+        "origin": origin,
+        "features": scores,
+        "verdict": verdict,
+    }
 
 
 def fixed_views(model, images: np.ndarray) -> list[np.ndarray]:
-    """Returns two views of each image, `[n, s, s, 3]` float32 in 0-255.
+    """Returns two views of each image, uint8 `[n, s, s, 3]`.
 
     They are drawn as in the training of the run, but always with the same seed.
     """
@@ -79,7 +71,7 @@ def fixed_views(model, images: np.ndarray) -> list[np.ndarray]:
         for view, blocks in enumerate(views):
             seed = tf.constant([VIEW_SEED + view, first], tf.int32)
             blocks.append(model.views(images[first : first + BATCH_SIZE], seed))
-    return [255 * np.concatenate(blocks) for blocks in views]
+    return [np.round(255 * np.concatenate(blocks)).astype(np.uint8) for blocks in views]
 
 
 def score_line(name: str, scores: dict) -> str:

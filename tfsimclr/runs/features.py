@@ -2,12 +2,46 @@
 
 import numpy as np
 
+from tfsimclr.data import dataset as datasets
+from tfsimclr.data import sampling
 from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.runs import loading
 from tfsimclr.settings.config import Config
 from tfsimclr.views import random_view
 
 PIXEL_SIZE = 32
+MAX_HELD_OUT = 1000
+
+
+def held_out(
+    config: Config, dataset: datasets.DataSet
+) -> tuple[datasets.Split | None, str]:
+    """Returns at most 1,000 images that a run was not trained on, and their origin.
+
+    They are from the test split or else from the share that `--val_share` holds out,
+    always the same ones; None if there are neither.
+
+    Args:
+        config: Resolved.
+        dataset: The data of the run.
+    """
+    if dataset.test and len(dataset.test.images):
+        return subset(dataset.test), "test split"
+    pretrain = dataset.pretrain
+    if pretrain is None or not getattr(config, "val_share", None):
+        return None, ""
+    _, rows = sampling.pretraining_rows(
+        len(pretrain.images), config.num_pretrain_images, config.val_share
+    )
+    split = datasets.Split(pretrain.images[rows], pretrain.labels[rows])
+    return subset(split), "images held out from training"
+
+
+def subset(split: datasets.Split) -> datasets.Split:
+    """Returns at most 1,000 images of a split, always the same ones."""
+    order = np.random.default_rng(0).permutation(len(split.images))
+    rows = np.sort(order[:MAX_HELD_OUT])
+    return datasets.Split(split.images[rows], split.labels[rows])
 
 
 def extract(

@@ -55,7 +55,7 @@ def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
             f"--workdir={path} exists and is not a run folder (it has no flags.txt). "
             "Name a new or empty folder."
         )
-    if not known and config.mode in ("evaluate", "export", "finetune"):
+    if not known and config.mode in ("evaluate", "export", "finetune", "report"):
         raise UserError(
             f"--mode={config.mode} needs a run to work on, and {path} is none. Name "
             "one with --workdir, and give the flags of its flags.txt "

@@ -40,13 +40,14 @@ class Config:
         "What to do. all: pretrain, evaluate and export, in this order. pretrain, "
         "evaluate and export do one of them. finetune: train the pretrained "
         "network on a fraction of the labels. distill: train a student on the "
-        "outputs of --teacher_dir. plan: time ten steps and print the memory and "
-        "hours that the run would take, without a run folder. embed: write the "
+        "outputs of --teacher_dir. report: write report.html of a finished run again, "
+        "or with --compare a page of several runs. plan: time ten steps and print the "
+        "memory and hours that the run would take, without a run folder. embed: write the "
         "features of --images to a file. search: find similar images, duplicates, "
         "outliers or a diverse subset in that file.",
         choices=(
             *("all", "pretrain", "evaluate", "export"),
-            *("finetune", "distill", "plan", "embed", "search"),
+            *("finetune", "distill", "report", "plan", "embed", "search"),
         ),
         pretraining=False,
     )
@@ -670,6 +671,16 @@ class Config:
         minimum=0,
         pretraining=False,
         since="0.3",
+    )
+
+    # Report
+
+    compare: str = option(
+        "",
+        "Run folders, separated by commas, that --mode=report shows side by side. The "
+        "page, comparison.html, is written into --workdir, by default the folder that "
+        "holds the first run.",
+        pretraining=False,
     )
 
     # Planning
