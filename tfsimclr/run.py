@@ -89,7 +89,7 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     """
     tf = _tensorflow()
     from tfsimclr import build, modes, resolve
-    from tfsimclr.modes import plan
+    from tfsimclr.modes import plan, report
     from tfsimclr.runs import folder, gpu
 
     note = gpu.check()
@@ -100,14 +100,20 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
         tf.config.experimental.enable_op_determinism()
     if config.mode in modes.OF_TRAINED:  # makes no run folder
         return modes.OF_TRAINED[config.mode](config)
+    if config.compare:  # reads run folders, and needs neither data nor a run folder
+        report.compare(config)
+        return
     needs_no_data = config.mode == "export" or (
         config.mode == "evaluate" and config.other_dataset
     )
-    if needs_no_data and _flags_file(config).is_file():
-        # The run folder has all that is needed; the run's data may be gone.
+    known = _flags_file(config).is_file()
+    if known and (needs_no_data or config.mode == "report"):
+        # The folder of the run is enough to name it.
         saved = flagfiles.read_config(_flags_file(config))
         settings = {name: getattr(config, name) for name in config.changed()}
-        dataset, config = None, dataclasses.replace(saved, **settings)
+        config = dataclasses.replace(saved, **settings)
+    if known and needs_no_data:
+        dataset = None  # the run folder has all that is needed; the data may be gone
     else:
         dataset = build.dataset(config)
         config = folder.keep_older_run(

@@ -16,7 +16,7 @@ def views(n, d, noise=0.8, seed=0):
     return a, a + noise * rng.normal(size=(n, d)).astype("float32")
 
 
-@pytest.mark.parametrize(("n", "d"), [(1, 4), (2, 1), (7, 3), (40, 16)])
+@pytest.mark.parametrize(("n", "d"), [(2, 4), (3, 1), (7, 3), (40, 16)])
 @pytest.mark.parametrize("block", [1, 3, 1024])
 def test_ranks_match_loops(n, d, block):
     a, b = views(n, d)
@@ -24,15 +24,29 @@ def test_ranks_match_loops(n, d, block):
     np.testing.assert_array_equal(ranks, references.retrieval_ranks(a, b))
 
 
-def test_hits_are_the_mean_of_both_directions():
+def test_auc_is_the_share_of_farther_images_in_both_directions():
     a, b = views(50, 8, noise=1.5)
-    for k in (1, 5):
-        forth = np.array(references.retrieval_ranks(a, b)) <= k
-        back = np.array(references.retrieval_ranks(b, a)) <= k
-        hits = label_free.retrieval_hits(a, b, k)
-        np.testing.assert_array_equal(hits, (forth + 0.0 + back) / 2)
-        assert 0.1 < hits.mean() < 0.95
-    assert set(np.unique(hits)) == {0, 0.5, 1}
+    auc = label_free.retrieval_auc(a, b)
+    ranks = [references.retrieval_ranks(a, b), references.retrieval_ranks(b, a)]
+    np.testing.assert_allclose(auc, 1 - (np.mean(ranks, axis=0) - 1) / 49, atol=1e-12)
+    assert 0.6 < auc.mean() < 0.95
+    # By pairs: how often the own view is nearer than another image's.
+    unit_a, unit_b = references.unit_rows(a), references.unit_rows(b)
+    nearer = [
+        unit_a[i] @ unit_b[i] > unit_a[i] @ unit_b[k]
+        for i in range(50)
+        for k in range(50)
+        if i != k
+    ]
+    assert np.mean(nearer) == pytest.approx(1 - (np.mean(ranks[0]) - 1) / 49)
+
+
+def test_auc_at_chance_and_at_its_ends():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 500, 16))
+    assert label_free.retrieval_auc(a, b).mean() == pytest.approx(0.5, abs=0.03)
+    assert (label_free.retrieval_auc(a, 2 * a) == 1).all()
+    assert (label_free.retrieval_auc(np.ones((9, 3)), np.ones((9, 3))) == 0).all()
 
 
 def test_collapsed_features_find_nothing():
@@ -73,6 +87,7 @@ def test_scores_are_those_of_the_loops():
     assert scores == {
         "retrieval_top1": pytest.approx((ranks <= 1).mean()),
         "retrieval_top5": pytest.approx((ranks <= 5).mean()),
+        "retrieval_auc": pytest.approx(1 - (ranks.mean() - 1) / 39),
         "rankme": pytest.approx(references.rankme(a), rel=1e-4),
         "uniformity": pytest.approx(references.uniformity(a), rel=1e-3),
         "alignment": pytest.approx(references.alignment(a, b), rel=1e-4),
@@ -80,66 +95,67 @@ def test_scores_are_those_of_the_loops():
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [((3, 2), (4, 2)), ((3,), (3,)), ((0, 2), (0, 2)), ((3, 2), (3, 4))]
+    ("a", "b"), [((3, 2), (4, 2)), ((3,), (3,)), ((1, 2), (1, 2)), ((3, 2), (3, 4))]
 )
 def test_shapes_that_do_not_fit_are_refused(a, b):
     with pytest.raises(UserError):
         label_free.retrieval_ranks(np.zeros(a), np.zeros(b))
 
 
-def hits(count=1000, **shares):
-    """Returns hits of given shares; the images that are found are random."""
+def percentiles(count=1000, **means):
+    """Returns percentiles of random images, whose means are as given."""
     rng = np.random.default_rng(0)
-    return {
-        name: (rng.permutation(count) < share * count).astype(float)
-        for name, share in shares.items()
-    }
+    noise = {name: rng.normal(scale=0.2, size=count) for name in means}
+    return {name: noise[name] - noise[name].mean() + means[name] for name in means}
 
 
 def test_the_verdict_of_a_run_that_learned():
-    verdict = label_free.verdict(hits(pixels=0.12, random_h=0.09, h=0.71))
+    values = percentiles(pixels=0.7, random_h=0.6, h=0.9)
+    verdict = label_free.verdict(values)
     assert verdict["sentence"] == (
-        "h finds the right image of 1,000 in 71 %; pixels 12 %, untrained 9 %: the "
-        "encoder has learned."
+        "By h, an image's other view is nearer than 90 % of 999 other images; pixels "
+        "70 %, untrained 60 %: the encoder has learned."
     )
     assert verdict["learned"] is True and verdict["baseline"] == "pixels"
-    assert verdict["difference"] == pytest.approx(0.59)
+    assert verdict["difference"] == np.mean(values["h"] - values["pixels"])
     low, high = verdict["interval"]
-    assert 0.5 < low < 0.59 < high < 0.65
+    assert 0.17 < low < verdict["difference"] < high < 0.24
 
 
 @pytest.mark.parametrize("best", ["pixels", "random_h", "init_h"])
 def test_h_must_beat_every_baseline(best):
-    shares = {"pixels": 0.1, "random_h": 0.1, "init_h": 0.1, "h": 0.4, best: 0.6}
-    verdict = label_free.verdict(hits(**shares))
+    means = {"pixels": 0.5, "random_h": 0.5, "init_h": 0.5, "h": 0.7, best: 0.8}
+    verdict = label_free.verdict(percentiles(**means))
     assert verdict["learned"] is False and verdict["baseline"] == best
     assert verdict["sentence"].endswith("the encoder has not learned.")
 
 
 def test_a_difference_within_its_interval_is_not_learning():
-    verdict = label_free.verdict(hits(pixels=0.302, random_h=0.1, h=0.304))
+    noise = np.random.default_rng(0).normal(scale=0.2, size=400)
+    h = np.full(400, 0.604) + noise - noise.mean()
+    values = {"pixels": np.full(400, 0.602), "random_h": np.full(400, 0.5), "h": h}
+    verdict = label_free.verdict(values)
     assert verdict["interval"][0] < 0 < verdict["difference"]
     assert verdict["learned"] is False
     # Shares that would read the same get a decimal.
-    assert "30.4 %; pixels 30.2 %, untrained 10.0 %" in verdict["sentence"]
+    assert "60.4 % of 399" in verdict["sentence"]
+    assert "pixels 60.2 %, untrained 50.0 %" in verdict["sentence"]
 
 
 def test_the_interval_covers_the_true_difference_in_95_of_100():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(1000):
-        sample = {
-            "pixels": (rng.random(200) < 0.3).astype(float),
-            "random_h": np.zeros(200),
-            "h": (rng.random(200) < 0.4).astype(float),
-        }
+        sample = {"pixels": rng.beta(2, 2, 200), "random_h": np.zeros(200)}
+        sample["h"] = rng.beta(4, 1, 200)
         low, high = label_free.verdict(sample)["interval"]
-        covered += low <= 0.1 <= high
+        covered += low <= 0.8 - 0.5 <= high
     assert 925 <= covered <= 970
 
 
 def test_few_images_give_no_verdict():
-    verdict = label_free.verdict(hits(count=29, pixels=0, random_h=0, h=1))
-    assert verdict["learned"] is None
-    assert "no verdict, which needs at least 30 images" in verdict["sentence"]
-    assert label_free.verdict(hits(count=30, pixels=0, random_h=0, h=1))["learned"]
+    few = label_free.verdict(percentiles(count=29, pixels=0.1, random_h=0.1, h=0.9))
+    assert few["learned"] is None
+    assert "no verdict, which needs at least 30 images" in few["sentence"]
+    enough = percentiles(count=30, pixels=0.1, random_h=0.1, h=0.9)
+    assert label_free.verdict(enough)["learned"]

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tfsimclr import build
 from tfsimclr.data import dataset as datasets
 from tfsimclr.evaluation import label_free as measures
 from tfsimclr.modes import evaluate, label_free
-from tfsimclr.runs import loading
+from tfsimclr.runs import features, loading
 
 
 def test_a_run_without_labels_ends_with_scores_and_a_verdict(finished, capsys):
@@ -28,7 +29,7 @@ def test_a_run_without_labels_ends_with_scores_and_a_verdict(finished, capsys):
     assert list(scores["features"]) == ["pixels", "random_h", "h", "head_1", "z"]
     out = capsys.readouterr().out
     assert out.rstrip().endswith(scores["verdict"]["sentence"])
-    assert "h finds the right image of 40 in" in scores["verdict"]["sentence"]
+    assert "of 39 other images" in scores["verdict"]["sentence"]
     for name in scores["features"]:
         assert f"  {name} " in out
     # The labels change nothing.
@@ -57,10 +58,27 @@ def test_the_views_do_not_depend_on_the_seed_of_the_run(finished):
     np.testing.assert_array_equal(first, label_free.fixed_views(other, images))
 
 
-def test_at_most_a_thousand_images_are_used():
-    images = np.arange(1200, dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=3)
-    test = datasets.Split(images, np.zeros(1200, int))
-    data = datasets.DataSet("made", None, None, test, (), 1)
-    rows = label_free.held_out_rows(data)
-    assert len(np.unique(rows)) == 1000
-    np.testing.assert_array_equal(label_free.held_out_images(data), images[rows])
+def test_at_most_a_thousand_images_are_used(finished):
+    config, _, _ = finished
+    images = np.arange(1200, dtype=np.int64).reshape(-1, 1, 1, 1)
+    test = datasets.Split(images, np.arange(1200))
+    split, origin = features.held_out(
+        config, datasets.DataSet("made", None, test, test, (), 1)
+    )
+    assert len(np.unique(split.labels)) == 1000 and origin == "test split"
+    np.testing.assert_array_equal(split.images[:, 0, 0, 0], split.labels)
+
+
+def test_without_a_test_split_the_held_out_share_is_scored(finished):
+    config, dataset, _ = finished
+    untested = dataclasses.replace(dataset, train=None, test=None)
+    assert features.held_out(dataclasses.replace(config, val_share=0.0), untested) == (
+        None,
+        "",
+    )
+    config = dataclasses.replace(config, val_share=0.25)
+    split, origin = features.held_out(config, untested)
+    assert origin == "images held out from training"
+    trained, held_out = build.pretraining_images(config, untested)
+    np.testing.assert_array_equal(split.images, held_out[:])
+    assert len(split.images) == 20 and len(trained) == 60

@@ -28,15 +28,16 @@ def retrieval_ranks(
         block: Queries at a time; the memory needed is block * n floats.
 
     Raises:
-        UserError: If the shapes differ, a value is not finite, or there is no image.
+        UserError: If the shapes differ, a value is not finite, or there is one image or
+            none.
     """
     if np.ndim(queries) != 2 or np.shape(queries) != np.shape(candidates):
         raise UserError(
             "queries and candidates must be [n, d] of the same n and d, got "
             f"{list(np.shape(queries))} and {list(np.shape(candidates))}."
         )
-    if not len(queries):
-        raise UserError("Retrieval needs at least one image, got none.")
+    if len(queries) < 2:
+        raise UserError(f"Retrieval needs at least two images, got {len(queries)}.")
     queries, candidates = map(neighbors.normalize, (queries, candidates))
     ranks = []
     for first in range(0, len(queries), block):
@@ -50,13 +51,26 @@ def retrieval_ranks(
     return np.concatenate(ranks)
 
 
-def retrieval_hits(view_a: np.ndarray, view_b: np.ndarray, k: int = 1) -> np.ndarray:
-    """Returns for each image how often its other view is among the k nearest, `[n]`.
+def retrieval_auc(view_a: np.ndarray, view_b: np.ndarray) -> np.ndarray:
+    """Returns for each image the share of others that are farther than its other view.
 
-    0, 0.5 or 1: the mean of both directions.
+    The mean of both directions, `[n]` in 0-1. The mean over the images is the area
+    under the ROC curve of telling pairs of one image from pairs of two images, averaged
+    over the queries: 0.5 at chance, 0 for collapsed features.
+
+    Args:
+        view_a: Features of one view of each image, `[n, d]`.
+        view_b: Features of the other view, row-aligned.
+
+    Raises:
+        UserError: As `retrieval_ranks`.
     """
-    directions = ((view_a, view_b), (view_b, view_a))
-    return np.mean([retrieval_ranks(*pair) <= k for pair in directions], axis=0)
+    ranks = np.stack(_both_directions(view_a, view_b))
+    return 1 - (ranks - 1).mean(axis=0) / (len(view_a) - 1)
+
+
+def _both_directions(view_a, view_b) -> list[np.ndarray]:
+    return [retrieval_ranks(view_a, view_b), retrieval_ranks(view_b, view_a)]
 
 
 def rankme(features: np.ndarray) -> float:
@@ -85,38 +99,39 @@ def scores(view_a: np.ndarray, view_b: np.ndarray) -> dict[str, float]:
     Returns:
         `retrieval_top1` and `retrieval_top5`: the share of views, in 0-1, whose image's
         other view is the nearest, or among the five nearest, of the n other views;
-        `rankme`; `uniformity` (0 collapsed, down to -4) and `alignment` (0-4).
+        `retrieval_auc`, the mean of the function of that name; `rankme`; `uniformity`
+        (0 collapsed, down to -4); and `alignment` (0-4).
     """
+    ranks = np.stack(_both_directions(view_a, view_b))
     return {
-        "retrieval_top1": float(retrieval_hits(view_a, view_b).mean()),
-        "retrieval_top5": float(retrieval_hits(view_a, view_b, k=5).mean()),
+        "retrieval_top1": float((ranks <= 1).mean()),
+        "retrieval_top5": float((ranks <= 5).mean()),
+        "retrieval_auc": float(1 - (ranks - 1).mean() / (len(view_a) - 1)),
         "rankme": rankme(view_a),
         "uniformity": float(metrics.uniformity(view_a)),
         "alignment": float(metrics.alignment(view_a, view_b)),
     }
 
 
-def verdict(hits: dict[str, np.ndarray]) -> dict:
-    """Returns whether h finds an image's other view more often than the baselines do.
+def verdict(percentiles: dict[str, np.ndarray]) -> dict:
+    """Returns whether h tells an image's other view from other images.
 
     The rule: h is compared with the best baseline, image by image. The encoder has
     learned if the 95 % interval of the mean difference lies above zero.
 
     Args:
-        hits: `retrieval_hits` of the features `h` and of the baselines, which are
+        percentiles: `retrieval_auc` of the features `h` and of the baselines, which are
             `pixels`, `random_h` and, where a run starts from given weights, `init_h`;
             each `[n]`, of the same images.
 
     Returns:
         `learned` (None with fewer than 30 images), `baseline` (the name of the best
-        one), `difference` and `interval` (of the share of right answers, h minus
-        baseline) and `sentence`.
+        one), `difference` and `interval` (of h minus baseline) and `sentence`.
     """
-    shares = {name: float(np.mean(values)) for name, values in hits.items()}
-    count = len(hits["h"])
-    baselines = [name for name in hits if name != "h"]
-    best = max(baselines, key=lambda name: shares[name])
-    differences = hits["h"] - hits[best]
+    means = {name: float(np.mean(values)) for name, values in percentiles.items()}
+    count = len(percentiles["h"])
+    best = max((name for name in means if name != "h"), key=lambda name: means[name])
+    differences = percentiles["h"] - percentiles[best]
     mean = float(differences.mean())
     half = NORMAL_95 * float(differences.std()) / math.sqrt(count)
     interval = [mean - half, mean + half]
@@ -126,22 +141,25 @@ def verdict(hits: dict[str, np.ndarray]) -> dict:
         "baseline": best,
         "difference": mean,
         "interval": interval,
-        "sentence": _sentence(shares, count, learned),
+        "sentence": _sentence(means, count, learned),
     }
 
 
 _NAMES = {"pixels": "pixels", "random_h": "untrained", "init_h": "initial weights"}
 
 
-def _sentence(shares: dict[str, float], count: int, learned: bool | None) -> str:
-    texts = {name: f"{share:.0%}" for name, share in shares.items()}
+def _sentence(means: dict[str, float], count: int, learned: bool | None) -> str:
+    texts = {name: f"{mean:.0%}" for name, mean in means.items()}
     if any(texts[name] == texts["h"] for name in texts if name != "h"):
-        texts = {name: f"{share:.1%}" for name, share in shares.items()}
+        texts = {name: f"{mean:.1%}" for name, mean in means.items()}
     texts = {name: text.replace("%", " %") for name, text in texts.items()}
     others = ", ".join(
         f"{_NAMES[name]} {text}" for name, text in texts.items() if name != "h"
     )
-    found = f"h finds the right image of {count:,} in {texts['h']}; {others}: "
+    start = (
+        f"By h, an image's other view is nearer than {texts['h']} of {count - 1:,} "
+        f"other images; {others}: "
+    )
     if learned is None:
-        return found + f"no verdict, which needs at least {MIN_IMAGES} images."
-    return found + f"the encoder has {'learned' if learned else 'not learned'}."
+        return start + f"no verdict, which needs at least {MIN_IMAGES} images."
+    return start + f"the encoder has {'learned' if learned else 'not learned'}."

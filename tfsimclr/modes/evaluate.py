@@ -86,7 +86,8 @@ def other_evaluations(workdir: pathlib.Path, model) -> dict:
 
 
 def _has_held_out(config: Config, dataset: datasets.DataSet) -> bool:
-    return run_features.held_out(config, dataset)[0] is not None
+    split, _ = run_features.held_out(config, dataset)
+    return split is not None and len(split.images) > 1
 
 
 def describe_data(dataset: datasets.DataSet) -> dict:

@@ -35,23 +35,23 @@ def evaluate(
         on all images.
     """
     split, origin = features.held_out(config, dataset)
-    if split is None:
+    if split is None or len(split.images) < 2:
         return None
     images = split.images
     views = fixed_views(model, images)
     of_views = features.extract(config, model, *views, weights=weights)
     print(
-        f"Without labels, on {len(images):,} images that were not trained on: which "
-        "image does a view belong to?"
+        f"Without labels, on two views of {len(images):,} images that were not trained "
+        "on:"
     )
-    scores, hits = {}, {}
+    scores, percentiles = {}, {}
     for name in of_views[0]:
         pair = [of_view[name] for of_view in of_views]
         scores[name] = label_free.scores(*pair)
         if name in label_free.COMPARED:
-            hits[name] = label_free.retrieval_hits(*pair)
+            percentiles[name] = label_free.retrieval_auc(*pair)
         print(score_line(name, scores[name]), flush=True)
-    verdict = label_free.verdict(hits)
+    verdict = label_free.verdict(percentiles)
     print(verdict["sentence"], flush=True)
     return {
         "num_images": len(images),
@@ -77,7 +77,8 @@ def fixed_views(model, images: np.ndarray) -> list[np.ndarray]:
 def score_line(name: str, scores: dict) -> str:
     """Returns the scores of a feature as a line of text."""
     return (
-        f"  {name:9} top-1 {scores['retrieval_top1']:6.2%}   "
+        f"  {name:9} AUC {scores['retrieval_auc']:.3f}   "
+        f"top-1 {scores['retrieval_top1']:6.2%}   "
         f"top-5 {scores['retrieval_top5']:6.2%}   RankMe {scores['rankme']:6.1f}   "
         f"uniformity {scores['uniformity']:6.3f}   alignment {scores['alignment']:.3f}"
     )

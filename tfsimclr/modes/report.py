@@ -11,6 +11,7 @@ from tfsimclr.settings.config import Config
 # are imported only where a page is written.
 
 FILE = "report.html"
+COMPARISON_FILE = "comparison.html"
 
 
 def report(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -> None:
@@ -57,3 +58,25 @@ def report_if_possible(config: Config, dataset, workdir: pathlib.Path) -> None:
             f"--mode=report --workdir={workdir}",
             file=sys.stderr,
         )
+
+
+def compare(config: Config) -> pathlib.Path:
+    """Writes comparison.html of the runs of `--compare`; returns its path.
+
+    Args:
+        config: Its `compare` and `workdir` are used.
+
+    Raises:
+        UserError: If a run has no result, or the page cannot be written.
+    """
+    from tfsimclr.report import comparison, page
+
+    names = [name.strip() for name in config.compare.split(",")]
+    folders = [pathlib.Path(name).expanduser().absolute() for name in names if name]
+    html = comparison.comparison_page(comparison.read(folders))
+    folder = pathlib.Path(config.workdir or folders[0].parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / COMPARISON_FILE
+    page.write(path, html)
+    print(f"Comparison: {path}", flush=True)
+    return path

@@ -78,6 +78,8 @@ def render(template: str, **content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # In their order: Bokeh's entries refer to earlier ones.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment.get_template(template).render(**content)
@@ -135,9 +137,9 @@ def _verdict(result: dict) -> dict:
     return {
         "state": states[verdict["learned"]],
         "sentence": verdict["sentence"],
-        "detail": f"Two random views of each of {scores['num_images']:,} images "
-        f"({scores['origin']}): how often the nearest other view is the own one. h "
-        f"minus {label}: {100 * verdict['difference']:+.1f} points, 95 % interval "
+        "detail": f"Measured without labels on two random views of each of "
+        f"{scores['num_images']:,} images ({scores['origin']}); 50 % is chance. "
+        f"h minus {label}: {100 * verdict['difference']:+.1f} points, 95 % interval "
         f"{100 * low:+.1f} to {100 * high:+.1f}.",
     }
 
@@ -293,7 +295,9 @@ def training_curves(history: list[dict]) -> list[dict]:
             ends.append(f"{label} {numbers[0]:.3g} to {numbers[-1]:.3g}")
         if not lines:
             continue
-        log = log and all(n > 0 for _, values in lines.values() for n in values)
+        numbers = [n for _, values in lines.values() for n in values]
+        # Below a factor of ten, a logarithmic axis has no round number to label.
+        log = log and min(numbers) > 0 and max(numbers) > 10 * min(numbers)
         caption = f"First to last epoch: {'; '.join(ends)}."
         svg = charts.curves(lines, unit, f"{title}. {caption}", log)
         shown.append({"title": title, "svg": svg, "caption": caption})
@@ -319,8 +323,9 @@ def feature_rows(record: Record, reported: str) -> list[dict]:
                 "top5": scores.get("top5"),
                 "knn": scores.get("knn"),
                 "mean_class": scores.get("mean_class_accuracy"),
+                "auc": free.get("retrieval_auc"),
                 "retrieval": retrieval,
-                "retrieval_interval": (wilson(retrieval, without["num_images"])),
+                "retrieval_interval": wilson(retrieval, without["num_images"]),
                 "retrieval5": free.get("retrieval_top5"),
                 "rankme": free.get("rankme"),
                 "uniformity": free.get("uniformity"),

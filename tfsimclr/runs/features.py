@@ -28,7 +28,7 @@ def held_out(
     if dataset.test and len(dataset.test.images):
         return subset(dataset.test), "test split"
     pretrain = dataset.pretrain
-    if pretrain is None or not getattr(config, "val_share", None):
+    if pretrain is None or not config.val_share:
         return None, ""
     _, rows = sampling.pretraining_rows(
         len(pretrain.images), config.num_pretrain_images, config.val_share
