@@ -48,7 +48,7 @@ def read(folders: list[pathlib.Path]) -> list[Run]:
     """Returns the runs of folders, each with a name of its own.
 
     Raises:
-        UserError: If there are fewer than two, one is named twice, or one has no result.
+        UserError: If there are fewer than two, or one is named twice or has no result.
     """
     if len(folders) < 2 or len(set(folders)) < len(folders):
         raise UserError(

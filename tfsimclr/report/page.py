@@ -220,24 +220,40 @@ def data_facts(result: dict) -> list[tuple[str, str]]:
     return rows + _described(result.get("data"))
 
 
-def _described(description, prefix: str = "") -> list[tuple[str, str]]:
-    """Returns the entries of a description of the data that are numbers or text."""
-    rows: list[tuple[str, str]] = []
-    if not isinstance(description, dict):
-        return rows
-    for key, value in description.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            rows += _described(value, f"{name}: ")
-        elif isinstance(value, list):
-            text = ", ".join(str(entry) for entry in value[:12])
-            more = f", … ({len(value)} in all)" if len(value) > 12 else ""
-            if value:
-                rows.append((name, text + more))
-        elif value not in (None, ""):
-            is_count = isinstance(value, int) and not isinstance(value, bool)
-            rows.append((name, f"{value:,}" if is_count else str(value)))
+def _described(data: dict | None) -> list[tuple[str, str]]:
+    """Returns the entries `data` of result.json as text; older results have none."""
+    data, rows = data or {}, []
+    for key in ("found", "left_aside"):
+        if data.get(key):
+            counts = [f"{count:,} {kind}" for kind, count in data[key].items()]
+            rows.append((key.replace("_", " "), ", ".join(counts)))
+    if data.get("unreadable"):
+        rows.append(("unreadable", _some(data["unreadable"])))
+    if data.get("values"):
+        low, high, most = (
+            data["values"][key] for key in ("smallest", "largest", "quantile_99")
+        )
+        rows.append(("values", f"{low} to {high}, 99 % of them at most {most}"))
+    if data.get("duplicates"):
+        copies = data["duplicates"]
+        text = f"{copies['images']:,} ({percent(copies['share'])})"
+        if copies["test_images_in_training"]:
+            text += (
+                f"; {copies['test_images_in_training']:,} test images are also among "
+                "the training images"
+            )
+        rows.append(("exact copies", text))
+    if data.get("several_frames"):
+        rows.append(("several pages or frames", f"{data['several_frames']:,} files"))
+    if data.get("notes"):
+        rows.append(("notes", "; ".join(map(str, data["notes"]))))
     return rows
+
+
+def _some(entries: list, count: int = 5) -> str:
+    """Returns the first of some entries, and how many there are in all."""
+    text = "; ".join(str(entry) for entry in entries[:count])
+    return f"{len(entries):,}: {text}" + ("; …" if len(entries) > count else "")
 
 
 def duration(seconds: float | None) -> str:
