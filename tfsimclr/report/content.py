@@ -11,7 +11,7 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import neighbors
 from tfsimclr.runs import features as run_features
-from tfsimclr.runs import loading
+from tfsimclr.runs import initial, loading
 from tfsimclr.settings.config import Config
 from tfsimclr.training import recorder
 
@@ -101,7 +101,8 @@ def pictures(
     if split is None:
         split = run_features.subset(dataset.pretrain)
         origin = "images that were trained on"
-    (extracted,) = run_features.extract(config, model, split.images)
+    weights = initial.load(config, folder)
+    (extracted,) = run_features.extract(config, model, split.images, weights=weights)
     return Pictures(
         images=split.images,
         labels=split.labels,

@@ -42,8 +42,8 @@ class Config:
         "network on a fraction of the labels. distill: train a student on the "
         "outputs of --teacher_dir. report: write report.html of a finished run again, "
         "or with --compare a page of several runs. plan: time ten steps and print the "
-        "memory and hours that the run would take, without a run folder. embed: write the "
-        "features of --images to a file. search: find similar images, duplicates, "
+        "memory and hours that the run would take, without a run folder. embed: write "
+        "the features of --images to a file. search: find similar images, duplicates, "
         "outliers or a diverse subset in that file.",
         choices=(
             *("all", "pretrain", "evaluate", "export"),
