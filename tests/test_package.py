@@ -114,6 +114,8 @@ def test_the_wheel_has_every_room_and_runs_elsewhere(tmp_path):
         str(path.relative_to(ROOT)) for path in (ROOT / "tfsimclr").rglob("*.py")
     }
     assert modules <= packed
+    templates = (ROOT / "tfsimclr/report/templates").iterdir()
+    assert {str(path.relative_to(ROOT)) for path in templates} <= packed
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "-t", site, wheel], check=True)
     code = "import tfsimclr.modes; print(tfsimclr.__file__)"

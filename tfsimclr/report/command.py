@@ -27,7 +27,10 @@ def command(config: Config, dataset: datasets.DataSet | None = None) -> str:
         if getattr(config, field.name) != field.default
     ]
     if dataset is not None:
-        for name in list(named):
+        # The data set at hand is prepared at this size, so it cannot tell the default.
+        default_size = datasets.DEFAULTS.get(config.dataset, {}).get("image_size")
+        needed = {"image_size"} if config.image_size != default_size else set()
+        for name in [name for name in named if name not in needed]:
             fewer = [other for other in named if other != name]
             if _resolves_to(config, fewer, dataset):
                 named = fewer

@@ -77,7 +77,7 @@ def read(folder: pathlib.Path) -> Record:
         if result.get("features"):  # an older file would be of other labels
             confusion = _read_confusion(folder / "confusion.csv")
         result["config"], result["versions"]  # noqa: B018
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
             f"a file of the run folder {folder} cannot be read ({error!r}). Write it "
             "again by --mode=evaluate, or name another run folder."
