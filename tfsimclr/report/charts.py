@@ -15,7 +15,7 @@ COLORS = ("#2f7ed8", "#c8741a", "#2a9d62", "#b8559f", "#7a6ad0", "#8a8a2e")
 DASHES = ("-", "--", "-.", ":")
 SIZE = (4.4, 2.7)  # inches
 
-_STYLE = {
+_STYLE: dict = {
     "svg.fonttype": "none",
     "text.color": TEXT,
     "axes.labelcolor": TEXT,

@@ -9,7 +9,7 @@ from tfsimclr.errors import UserError
 from tfsimclr.settings import options
 from tfsimclr.settings.config import Config
 
-_LEFT_OUT = {"mode": "all", "workdir": "", "cache_dir": ""}
+_LEFT_OUT: dict = {"mode": "all", "workdir": "", "cache_dir": ""}
 
 
 def command(config: Config, dataset: datasets.DataSet | None = None) -> str:

@@ -147,7 +147,7 @@ def _row(run: Run, varied: list[str]) -> dict:
 
 
 def _intervals(runs: list[Run]) -> str | None:
-    rows = []
+    rows: list = []
     for run in runs:
         ends = page.wilson(run.top1, page.num_test_images(run.record))
         if ends is not None:

@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 
 import numpy as np
+from bokeh.core.types import ID
 from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool, TapTool
 from bokeh.plotting import figure
@@ -127,10 +128,10 @@ def plot(places: np.ndarray, group: Groups, sheet: Sheet, labels: list[str]) -> 
     chart.axis.visible = False
     chart.grid.visible = False
     chart.toolbar.logo = None
-    renderers = []
+    renderers: list = []
     for index, (color, mark) in enumerate(group.marks):
         rows = np.flatnonzero(group.members == index)
-        positions = [sheet.position(row) for row in rows]
+        positions = [sheet.position(row) for row in rows.tolist()]
         source = ColumnDataSource(
             {
                 "x": places[rows, 0].astype(np.float32),
@@ -167,7 +168,7 @@ def plot(places: np.ndarray, group: Groups, sheet: Sheet, labels: list[str]) -> 
     hover.point_policy = "snap_to_data"
     hover.limit = 1
     chart.add_tools(hover, TapTool(renderers=renderers))
-    return dict(json_item(chart, DOM_ID))
+    return dict(json_item(chart, ID(DOM_ID)))
 
 
 def script() -> str:

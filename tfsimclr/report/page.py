@@ -295,7 +295,7 @@ def training_curves(history: list[dict]) -> list[dict]:
     if not history:
         return []
     epochs = [row["epoch"] for row in history]
-    shown = []
+    shown: list[dict] = []
     for title, (unit, log, columns) in _CHARTS.items():
         # The loss itself only where it has no value at chance.
         if title == "Loss" and shown:

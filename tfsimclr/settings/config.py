@@ -681,6 +681,7 @@ class Config:
         "page, comparison.html, is written into --workdir, by default the folder that "
         "holds the first run.",
         pretraining=False,
+        since="0.3",
     )
 
     # Planning
