@@ -47,6 +47,7 @@ AFTER_PRETRAINING = {
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb", "formats"),
     *("eval_dataset", "eval_data_dir", "eval_label_key"),
+    "compare",
     *("images", "layers", "output", "embeddings", "query", "top", "duplicates"),
     *("outliers", "neighbors", "select"),
 }
