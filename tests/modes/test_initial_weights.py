@@ -41,7 +41,7 @@ def test_a_run_starts_from_another_run(finished, tiny, tmp_path, capsys):
     result = evaluate.evaluate(new, dataset, workdir)
     # What the encoder starts from, exactly; the head is the seed's.
     trained = loading.model(config, source)[0]
-    start = loading.untrained(new, weights)
+    start = loading.untrained(new, weights=weights)
     for a, b in zip(start.encoder.variables, trained.encoder.variables, strict=True):
         np.testing.assert_array_equal(a, b)
     plain = loading.untrained(dataclasses.replace(new, init=""))
@@ -134,7 +134,7 @@ def test_settings_left_open_are_those_of_the_weights(weights_file, tiny):
 def test_a_momentum_network_starts_as_a_copy_of_the_weights(method, weights_file, tiny):
     encoder, path = weights_file
     config, _, _ = tiny(init=str(path), method=method)
-    model = build.method(config, 10, resolve.initial_weights(config))
+    model = build.method(config, 10, weights=resolve.initial_weights(config))
     target = model.average.target()[0]
     for a, b in zip(target.variables, encoder.variables, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -189,6 +189,6 @@ def test_published_weights_are_loaded(monkeypatch, tiny, tmp_path):
         image_size=32,
     )
     assert config.input_norm is None
-    model = build.method(config, 1, resolve.initial_weights(config))
+    model = build.method(config, 1, weights=resolve.initial_weights(config))
     for a, b in zip(model.encoder.variables, original.variables, strict=True):
         np.testing.assert_array_equal(a, b)
