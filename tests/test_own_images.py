@@ -54,7 +54,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_from_the_folder_to_the_features(place, capsys):
-    _, train, tensorboard, export = (block.strip() for block in blocks("bash"))
+    _, train, tensorboard, export, *searches = map(str.strip, blocks("bash"))
     execute(train, *SMALL)
     about = place / "runs" / "photos"
     assert "resnet18.safetensors" in capsys.readouterr().out
@@ -69,6 +69,22 @@ def test_from_the_folder_to_the_features(place, capsys):
     exec(block, names)
     assert names["similarity"].shape == (5, 5)
     np.testing.assert_allclose(np.diag(names["similarity"]), 1, atol=1e-5)
+    check_searches(searches, about)
+
+
+def check_searches(commands, about):
+    """Runs the commands of the last section, but for the report: training wrote it."""
+    embed, similar, others, report = commands
+    execute(embed, "--cache_dir=cache")
+    (picture, *_) = sorted((about.parent.parent / "photos").rglob("*.png"))
+    Image.open(picture).save("cat.jpg")
+    execute(similar)
+    execute(others)
+    tables = {path.stem: path.read_text() for path in (about / "search").glob("*.csv")}
+    assert set(tables) == {"similar", "duplicates", "outliers", "selected"}
+    assert len(tables["similar"].splitlines()) == 1 + 12
+    assert len(tables["selected"].splitlines()) == 1 + 24
+    assert "--mode=report" in report and (about / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -140,6 +140,11 @@ def test_duplicates_outliers_and_a_diverse_subset(folder, capsys):
         assert f"{name}.csv" in capsys.readouterr().out or name != "duplicates"
 
 
+def test_neighbors_are_at_most_all_others(folder, capsys):
+    command("--workdir=run", "--outliers=2", "--neighbors=99")
+    assert "to their 33 nearest" in capsys.readouterr().out
+
+
 def test_pictures_that_are_gone_are_gray(folder, tmp_path):
     shown = search.Shown.__new__(search.Shown)
     shown.paths, shown._ranges = [str(tmp_path / "gone.png")], {}
@@ -210,7 +215,7 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
     for text, message in cases.items():
         with pytest.raises((UserError, OSError), match=message) as error:
             command(*text.split())
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and "1 images" not in str(error.value)
     monkeypatch.setattr(search, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="34 features.* need 0.0 GB.*Embed fewer"):
         command("--workdir=run", "--select=2")

@@ -176,11 +176,13 @@ def check_unreadable(unreadable: Sequence[str], total: int, latest=()) -> None:
     """Names the latest unreadable images; stops at more than 1 % of all.
 
     Raises:
-        UserError: If there are more.
+        UserError: If there are more, or the only image is unreadable.
     """
-    for line in latest:
+    for line in latest if total > 1 else ():
         if unreadable.index(line) < MAX_NAMED:
             tqdm.tqdm.write(f"unreadable, left out: {line}", file=sys.stderr)
+    if unreadable and total == 1:
+        raise UserError(f"{unreadable[0]}. Expected an image.")
     if len(unreadable) > prepare.MAX_UNREADABLE * total:
         raise UserError(
             f"more than {prepare.MAX_UNREADABLE:.0%} of the {total} images are "

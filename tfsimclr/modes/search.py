@@ -192,6 +192,7 @@ def find_outliers(
 ) -> None:
     """Lists the images least like their k nearest; writes `outliers.csv` and `.png`."""
     scores = neighbors.mean_similarity(features, k)
+    k = min(k, len(features) - 1)
     order = np.argsort(scores, kind="stable")[:count]
     table = [
         (rank + 1, shown.paths[row], shown.labels[row], scores[row])
