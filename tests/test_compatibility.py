@@ -139,8 +139,9 @@ def test_a_finished_fine_tuning_is_left_as_it_is(legacy, capsys):
 def test_an_old_run_is_exported_without_flags_or_data(legacy):
     config = flagfiles.read_config(legacy / "simclr" / "flags.txt")
     assert config.ema_decay == 0.9 and config.optimizer == "lars"
-    path = export.export(config, None, legacy / "simclr")
-    assert (path / "saved_model.pb").exists()
+    export.export(config, None, legacy / "simclr")
+    assert (legacy / "simclr" / "saved_model" / "saved_model.pb").exists()
+    assert (legacy / "simclr" / "exported" / "encoder.keras").exists()
 
 
 def test_an_old_result_is_understood(legacy):

@@ -147,7 +147,7 @@ def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     export.export(config, dataset, folder)
     serve = tf.saved_model.load(str(folder / "saved_model")).signatures
     outputs = serve["serving_default"](images=tf.zeros([2, 20, 24, 3]))
-    assert set(outputs) == {*layers, "logits"}
+    assert set(outputs) == {*layers, "feature_map", "logits"}
 
 
 @pytest.mark.quick

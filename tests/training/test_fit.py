@@ -32,6 +32,7 @@ def test_off_a_terminal_each_epoch_is_one_line_with_the_time_left(tiny, capsys):
     run_folder.prepare(config)
     pretrain.pretrain(config, dataset, folder)
     lines = capsys.readouterr().out.splitlines()
+    lines = [x for x in lines if not x.startswith(("Data: ", "  "))]  # of the summary
     assert len(lines) == config.epochs
     for number, line in enumerate(lines, 1):
         pattern = rf"Epoch {number}/2: loss [\d.]+, .*contrastive_top1 .*; \d+ s left\."

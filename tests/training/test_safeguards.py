@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsimclr import build, losses, run
+from tfsimclr import build, run
 from tfsimclr.data import dataset as datasets
+from tfsimclr.losses import multi_view
 from tfsimclr.modes import pretrain
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.training import checkpoints, safeguards
@@ -29,20 +30,20 @@ def poison(monkeypatch):
 
     def at(bad, factor=np.inf):
         made = []
-        original, method = losses.nt_xent, build.method
+        original, method = multi_view.nt_xent, build.method
 
         @tf.custom_gradient
         def poisoned(loss):
             factors = tf.where(bad(made[-1].step), factor, 1.0)
             return tf.identity(loss), lambda upstream: upstream * factors
 
-        def spy(*arguments):
-            made.append(method(*arguments))
+        def spy(*arguments, **options):
+            made.append(method(*arguments, **options))
             return made[-1]
 
         monkeypatch.setattr(pretrain.build, "method", spy)
         monkeypatch.setattr(
-            losses, "nt_xent", lambda *z, **o: poisoned(original(*z, **o))
+            multi_view, "nt_xent", lambda *z, **o: poisoned(original(*z, **o))
         )
 
     return at
