@@ -11,7 +11,7 @@ import sys
 
 from packaging import version
 
-from tfsimclr import __version__, files, resolve
+from tfsimclr import __version__, files
 from tfsimclr.errors import UserError
 from tfsimclr.settings import config as configs
 from tfsimclr.settings.config import Config
@@ -87,6 +87,10 @@ def keep_older_run(config: Config, resolved: Config, dataset) -> Config:
     """
     if config.val_share is not None or not resolved.val_share:
         return resolved
+    from tfsimclr import (
+        resolve,
+    )  # brings TensorFlow, which a study's plan can do without
+
     older = resolve.resolve(dataclasses.replace(config, val_share=0.0), dataset)
     flags_file = pathlib.Path(older.workdir or older.default_workdir()) / "flags.txt"
     if not flags_file.is_file() or "val_share" in read_flags(flags_file):
