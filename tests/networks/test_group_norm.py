@@ -75,8 +75,13 @@ def test_a_portable_copy_gives_the_same_features(selective_kernel, depth):
         layer for layer in copy.layers if type(layer).__module__.startswith("tfsimclr")
     ]
     assert not own
-    h = copy(255 * IMAGES)["h"]
-    np.testing.assert_allclose(h, network(IMAGES), atol=1e-5)
+    h, expected = copy(255 * IMAGES)["h"], network(IMAGES)
+    # A deep untrained network amplifies rounding: the last bit of the images changes
+    # its h by up to 8e-4. The copy must not differ by more than that.
+    last_bit = network(np.nextafter(IMAGES, np.float32(2))) - expected
+    tolerance = max(1e-5, 4 * np.abs(last_bit).max())
+    assert tolerance < 0.005
+    np.testing.assert_allclose(h, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
