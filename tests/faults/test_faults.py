@@ -25,8 +25,8 @@ from tfsimclr.data import dataset as datasets
 from tfsimclr.data import textures
 from tfsimclr.losses import multi_view
 from tfsimclr.modes import evaluate, export, pretrain
+from tfsimclr.runs import embedder, loading
 from tfsimclr.runs import folder as run_folder
-from tfsimclr.runs import loading
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints, recorder
 
@@ -282,8 +282,14 @@ def test_killed_anywhere_in_an_export(tiny, tmp_path, monkeypatch, before):
             export.write(path / "saved_model", Module("new"))
 
         killed = dies_at(moment, path, action)
-        found = {p.name: p.read_text() for p in path.glob("saved_model/**/*.*")}
+        found = {
+            p.name: p.read_text()
+            for p in path.glob("saved_model/**/*.*")
+            if p.is_file() and p.suffix != ".json"
+        }
         assert len(found) in (0, 2) and len(set(found.values())) < 2
+        description = (path / "saved_model" / embedder.DESCRIPTION).is_file()
+        assert description == (set(found.values()) == {"new"})
         assert killed or set(found.values()) == {"new"}
         run_folder.prepare(own)
         names = {p.name for p in path.iterdir()} - {"saved_model"}
