@@ -309,7 +309,7 @@ def test_the_exported_student_gives_its_logits(student):
     path = export.export_classifier(folder)
     serve = tf.saved_model.load(str(path)).signatures["serving_default"]
     outputs = serve(images=tf.cast(dataset.test.images, tf.float32))
-    assert set(outputs) == {"h", "logits"}
+    assert set(outputs) == {"h", "feature_map", "logits"}
     expected = classifiers.load(folder)[0].features(dataset.test.images)
     np.testing.assert_allclose(outputs["logits"], expected["z"], atol=1e-4)
 

@@ -184,7 +184,7 @@ def test_without_labels_there_is_a_result_without_scores(finished):
     export.export(config, unlabelled, folder)
     loaded = tf.saved_model.load(str(folder / "saved_model"))
     outputs = loaded.signatures["serving_default"].structured_outputs
-    assert set(outputs) == {"h", "head_1", "z"}
+    assert set(outputs) == {"h", "head_1", "z", "feature_map"}
 
 
 def test_projector_shows_labels_and_thumbnails(finished):
