@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from method_rows import ROWS
 
-from tests.method_rows import ROWS
 from tfsimclr import build
 from tfsimclr.errors import UserError
 from tfsimclr.methods.classifier import Classifier
@@ -28,6 +28,17 @@ def small(tiny, monkeypatch):
     """Returns a function: settings -> config of a method with the small encoder."""
     monkeypatch.setattr(build, "encoder", lambda config: encoder())
     return lambda **settings: tiny(image_size=16, stem="small", **settings)[0]
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Networks in float64: fused batch norm, which is not over groups, is left out."""
+
+    def start(config):
+        keras.config.set_dtype_policy("float64")
+        keras.utils.set_random_seed(config.seed)
+
+    monkeypatch.setattr(build, "start", start)
 
 
 def encoder():
@@ -68,8 +79,8 @@ def assert_equal_steps(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
     assert a[1].keys() == b[1].keys()
     for name in a[1]:
-        # Rounding may change the rank of one anchor.
-        near = 0.01 if name == "contrastive_top1" else 1e-5
+        # Rounding of z may change the rank of one anchor, of 32 or more.
+        near = 1.01 / 32 if name == "contrastive_top1" else 1e-5
         np.testing.assert_allclose(a[1][name], b[1][name], rtol=tolerance, atol=near)
     largest = max(np.abs(g).max() for g in b[2])
     assert largest > 0
@@ -87,7 +98,7 @@ def test_one_micro_batch_is_the_plain_step(small, row):
 
 @pytest.mark.promise("microbatches")
 @pytest.mark.parametrize("row", METHODS)
-def test_micro_batches_are_the_step_of_sub_batches(small, row):
+def test_micro_batches_are_the_step_of_sub_batches(small, in_float64, row):
     """The plain step, with batch norm over as many groups as there are micro-batches.
 
     Siblings: views are made per piece and equal those of the whole batch; MoCo's keys
@@ -113,7 +124,7 @@ def test_micro_batches_are_the_step_of_sub_batches(small, row):
         for network in plain.average.target():
             norms.set_bn_groups(network, 4)
         plain._divide_into_groups = lambda n: None
-    assert_equal_steps(result, gradients(plain), 2e-3)
+    assert_equal_steps(result, gradients(plain), 1e-4)
 
 
 def _interleaved(model, pieces):
