@@ -74,7 +74,7 @@ def test_top5_is_scored_with_more_than_five_classes(tiny, classes, has_top5):
     labels = np.arange(30) % classes
     rows = np.random.default_rng(0).normal(size=(30, 8)).astype("float32")
     split = datasets.Split(np.zeros((30, 4, 4, 3), "uint8"), labels)
-    scores, _ = evaluate.evaluate_feature(config, classes, rows, split, rows, split)
+    scores, *_ = evaluate.evaluate_feature(config, classes, rows, split, rows, split)
     assert (scores["top5"] is not None) == has_top5
     line = evaluate.score_line("h", scores)
     assert ("top-5" in line) == has_top5

@@ -147,7 +147,7 @@ def test_neighbors_are_at_most_all_others(folder, capsys):
 
 def test_pictures_that_are_gone_are_gray(folder, tmp_path):
     shown = search.Shown.__new__(search.Shown)
-    shown.paths, shown._ranges = [str(tmp_path / "gone.png")], {}
+    shown.paths, shown.ranges = [str(tmp_path / "gone.png")], {}
     assert shown.picture(0) is None
     sheet = contact_sheet.draw([[contact_sheet.Tile(None, "a text that is too long")]])
     assert sheet.getpixel((20, 20)) == (225, 225, 225)

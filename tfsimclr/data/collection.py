@@ -9,7 +9,7 @@ import numpy as np
 
 from tfsimclr import files
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import depth, images, prepare, store
+from tfsimclr.data import depth, images, prepare, sampling, store
 from tfsimclr.data import folder as folder_source
 from tfsimclr.errors import UserError
 
@@ -374,10 +374,7 @@ def _data_set(
     pixels = [part.images for part in parts.values()]
     classes = loaded.class_names
     count = sum(map(len, pixels))
-    samples = (
-        part[np.linspace(0, len(part) - 1, min(_COMPARED, len(part))).astype(int)]
-        for part in pixels
-    )
+    samples = (part[sampling.evenly_spread(len(part), _COMPARED)] for part in pixels)
     return Collection(
         name,
         [f"{name}/{s}/{i}" for s, p in parts.items() for i in range(len(p.images))],

@@ -95,8 +95,8 @@ class WideImage:
 
     def extent(self) -> tuple[float, float]:
         """Returns the smallest and the largest value, without the alpha channel."""
-        found = [(v.min(), v.max()) for _, v, _ in self.strips()]
-        return float(min(low for low, _ in found)), float(max(h for _, h in found))
+        extents = [(v.min(), v.max()) for _, v, _ in self.strips()]
+        return float(min(low for low, _ in extents)), float(max(h for _, h in extents))
 
     def to_rgb(self, value_range: Range) -> Image.Image:
         """Returns the image in mode RGB, transparent pixels on white."""

@@ -290,13 +290,11 @@ def wide_facts(rows: Iterable[tuple[str | bytes, str]], first: bool = False) -> 
         for source, name in block:
             if first and facts.wide:
                 return
-            try:
-                if depth.may_be_wide(_head(source)):
-                    found = extent(source, name)
-                    if found:
-                        facts.add_wide(*found)
-            except (OSError, UnreadableImageError):
-                pass  # named when the images are prepared
+            # An unreadable image is named when the images are prepared.
+            with contextlib.suppress(OSError, UnreadableImageError):
+                wide = depth.may_be_wide(_head(source)) and extent(source, name)
+                if wide:
+                    facts.add_wide(*wide)
 
     for _ in _in_threads(look, rows):
         if first and facts.wide:

@@ -58,7 +58,7 @@ def open_or_make(
 
     Args:
         cache: The cache folder.
-        name: Of the data set.
+        name: Name of the data set.
         data_dir: As the user named it.
         source: The `sources.Source`.
         side: Side of the stored images in pixels.
@@ -74,10 +74,7 @@ def open_or_make(
     """
     scale = _scale(max_value, ranges)
     path = cache / _store_name(name, data_dir, side, scale)
-    names, paths = source.files()
-    settings = repr((name, side, max_value, source.class_names))
-    settings += scale if ranges else ""
-    mark = identity.Identity(names, paths, source.place, settings) if paths else None
+    mark = _identity(name, source, side, max_value, scale if ranges else "")
     opened = _open(path, source, side, mark)
     others = cache.glob(f"{_readable(name)}-{side}px-*") if mark else ()
     for other in sorted(others):
@@ -217,12 +214,10 @@ def open_existing(
     Arguments are those of `open_or_make`. Nothing is prepared.
     """
     name = "folder"
-    names, paths = source.files()
-    settings = repr((name, side, max_value, source.class_names))
-    mark = identity.Identity(names, paths, source.place, settings)
+    mark = _identity(name, source, side, max_value)
     path = cache / _store_name(name, data_dir, side, _scale(max_value))
     try:
-        return _open_same(path, mark) if path.is_dir() else None
+        return _open_same(path, mark) if mark and path.is_dir() else None
     except store.InvalidStoreError:
         return None
 
@@ -250,6 +245,20 @@ def value_ranges(
     return {
         kind: depth.Range(min(0, low), high) for kind, (_, low, high) in wide.items()
     }
+
+
+def _identity(
+    name: str, source, side: int, max_value: float | None, ranges: str = ""
+) -> identity.Identity | None:
+    """Returns what tells the store of a source; None if its images are in no files.
+
+    Arguments are those of `open_or_make`; `ranges` is the text of its ranges.
+    """
+    names, paths = source.files()
+    if not paths:
+        return None
+    settings = repr((name, side, max_value, source.class_names)) + ranges
+    return identity.Identity(names, paths, source.place, settings)
 
 
 def _scale(

@@ -32,6 +32,11 @@ def held_out_fifth(labels: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def evenly_spread(count: int, limit: int) -> np.ndarray:
+    """Returns at most `limit` of `count` rows, from the first to the last one."""
+    return np.linspace(0, count - 1, min(limit, count)).astype(int)
+
+
 def random_subset(images: np.ndarray, count: int) -> np.ndarray:
     """Returns `count` of the images, always the same ones; 0 is all."""
     if count in (0, len(images)):

@@ -131,7 +131,7 @@ def content(dataset, source, opened) -> dict:
         ).tolist()
         for name, split in splits.items()
     }
-    return _as_text(
+    return as_text(
         {
             "found": dict(source.found),
             "left_aside": dict(source.left_aside),
@@ -237,12 +237,12 @@ def _indented(lines: Sequence[str]) -> list[str]:
     ]
 
 
-def _as_text(value):
+def as_text(value):
     """Returns a value whose text is UTF-8; names of files may hold any bytes."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, dict):
-        return {_as_text(k): _as_text(v) for k, v in value.items()}
+        return {as_text(k): as_text(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_as_text(item) for item in value]
+        return [as_text(item) for item in value]
     return value

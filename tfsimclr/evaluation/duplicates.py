@@ -1,6 +1,8 @@
 """Near-duplicates: groups of images whose features are nearly parallel."""
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
 import tensorflow as tf
 
 from tfsimclr.errors import UserError
@@ -70,23 +72,17 @@ def groups(num_rows: int, first: np.ndarray, second: np.ndarray) -> list[np.ndar
         The groups of two rows or more, each as its sorted rows; the largest group
         first, equally large ones by their first row.
     """
-    parent = np.arange(num_rows)
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        i, j = root(i), root(j)
-        parent[max(i, j)] = min(i, j)
     members = np.unique(np.concatenate([first, second])).astype(np.int64)
-    roots = np.array([root(row) for row in members.tolist()], np.int64)
-    order = np.argsort(roots, kind="stable")
-    starts = np.flatnonzero(np.diff(roots[order], prepend=-1))
-    found = np.split(members[order], starts[1:]) if len(members) else []
-    return sorted(found, key=lambda rows: (-len(rows), rows[0]))
+    if not len(members):
+        return []
+    edges = scipy.sparse.coo_array(
+        (np.ones(len(first), bool), (first, second)), shape=(num_rows, num_rows)
+    )
+    _, components = scipy.sparse.csgraph.connected_components(edges, directed=False)
+    order = np.argsort(components[members], kind="stable")
+    starts = np.flatnonzero(np.diff(components[members[order]], prepend=-1))
+    rows_of_groups = np.split(members[order], starts[1:])
+    return sorted(rows_of_groups, key=lambda rows: (-len(rows), rows[0]))
 
 
 def best_similarity(

@@ -100,7 +100,7 @@ class Method(keras.Model):
         self.local_views = local_views
         self.microbatch_size = microbatch_size
         self.remat = remat
-        # The lists keep Keras from tracking it as a second encoder.
+        # No Keras object, so the encoder is not tracked and saved a second time.
         self._rematerialized = Rematerialized(encoder) if remat else None
         if not head.built:
             head.build(encoder.output_shape)
@@ -175,9 +175,11 @@ class Method(keras.Model):
     @property
     def learned_variables(self):
         """The variables that the gradient moves; not those of a momentum network."""
-        networks = [self.encoder, self.head]
-        networks += [self.predictor] if self.predictor else []
-        return [v for network in networks for v in network.trainable_variables]
+        return [v for n in self._online_networks() for v in n.trainable_variables]
+
+    def _online_networks(self) -> list:
+        """Returns the networks that views pass through in `project`."""
+        return [self.encoder, self.head, *([self.predictor] if self.predictor else [])]
 
     def after_update(self, step):
         """Runs after the update of a step (0, 1, ...): moving averages, queues."""
@@ -202,8 +204,7 @@ class Method(keras.Model):
             p = self.predictor(z, training=training)[-1] if self.predictor else z
             return h, z, tf.cast(p, tf.float32)
 
-        networks = [self.encoder, self.head]
-        networks += [self.predictor] if self.predictor else []
+        networks = self._online_networks()
         outputs = self.pass_through(call, networks, views, training=training)
         return [Outputs(*of_view) for of_view in outputs]
 

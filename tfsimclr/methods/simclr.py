@@ -37,13 +37,13 @@ class SimCLR(MomentumMethod):
         total_steps: Steps of the run, which `cosine` needs for training.
         loss_block_rows: 0 computes the loss at once, otherwise this many rows of the
             similarity matrix at a time (see `losses.nt_xent`).
-        hcl_beta: Of the loss `hcl`: concentration on hard negatives, default 1.
-        hcl_tau_plus: Of the loss `hcl`: probability that a negative is of the anchor's
-            class, default 0.1.
-        sogclr_gamma: Of the loss `sogclr`: weight of the newest batch in the running
-            denominator, above 0, at most 1, default 0.9.
-        num_images: Of the loss `sogclr`: number of training images. Each takes 4 bytes.
-            The step needs their indices: `model.fit(images, np.arange(num_images))`.
+        hcl_beta: Concentration of `hcl` on hard negatives, default 1.
+        hcl_tau_plus: Probability in `hcl` that a negative is of the anchor's class,
+            default 0.1.
+        sogclr_gamma: Weight of the newest batch in the running denominator of `sogclr`,
+            above 0, at most 1, default 0.9.
+        num_images: Number of training images, for `sogclr`. Each takes 4 bytes. The
+            step needs their indices: `model.fit(images, np.arange(num_images))`.
         **kwargs: `num_views`, `num_local_views` and `local_views` for more than two
             views of an image (see `Method`), and arguments of `keras.Model`.
 
@@ -89,12 +89,12 @@ class SimCLR(MomentumMethod):
             )
         if loss not in LOSSES:
             raise UserError(f"loss must be one of {tuple(LOSSES)}, got {loss!r}.")
-        given = {
+        loss_settings = {
             "hcl_beta": hcl_beta,
             "hcl_tau_plus": hcl_tau_plus,
             "sogclr_gamma": sogclr_gamma,
         }
-        for name, value in given.items():
+        for name, value in loss_settings.items():
             if value is not None and name not in LOSSES[loss]:
                 raise UserError(f"{name} means nothing to loss={loss!r}, got {value}.")
         if (loss == "sogclr") != (num_images is not None):
@@ -117,7 +117,7 @@ class SimCLR(MomentumMethod):
         self.loss_name = loss
         self.loss_block_rows = loss_block_rows
         settings = {
-            name: default if given[name] is None else float(given[name])
+            name: default if loss_settings[name] is None else float(loss_settings[name])
             for name, default in LOSSES[loss].items()
         }
         self.hcl_beta = settings.get("hcl_beta")

@@ -123,11 +123,12 @@ def embed_collection(
     """
     parts: list[Embeddings] = []
     unreadable: list[str] = []
-    for rows, errors, _ in _embed_batches(model, images, 0, data_dir):
+    meta = describe(model, images, data_dir)
+    for rows, errors, _ in _embed_batches(model, images, 0, meta):
         parts.append(rows)
         unreadable += errors
         check_unreadable(unreadable, len(images), errors)
-    return _concatenated(parts, {**parts[0].meta, "unreadable": len(unreadable)})
+    return _concatenated(parts, {**meta, "unreadable": len(unreadable)})
 
 
 def write(
@@ -161,7 +162,7 @@ def write(
             disable=not sys.stderr.isatty(),
         )
         with progress:
-            batches = _embed_batches(model, images, writer.position, data_dir)
+            batches = _embed_batches(model, images, writer.position, meta)
             for rows, errors, stop in batches:
                 progress.update(stop - writer.position)
                 writer.append(rows, errors, stop)
@@ -250,10 +251,9 @@ def layer_names(text: str) -> tuple[str, ...]:
 
 
 def _embed_batches(
-    model: Embedder, images: collections.Collection, start: int, data_dir: str
+    model: Embedder, images: collections.Collection, start: int, meta: dict[str, Any]
 ) -> Iterator[tuple[Embeddings, tuple[str, ...], int]]:
     """Yields the rows of a batch, its unreadable images and the position behind it."""
-    meta = describe(model, images, data_dir)
     for batch in images.batches(BATCH_SIZE, start):
         rows = batch.rows.tolist()
         embedded = Embeddings(

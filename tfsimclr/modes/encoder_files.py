@@ -90,7 +90,7 @@ def write(
                 path.write_bytes(_onnx(copy))
             else:
                 path.write_bytes(_litert(copy, config.image_size))
-        about = {
+        description = {
             "tfsimclr": {
                 "version": __version__,
                 "method": config.method,
@@ -99,7 +99,7 @@ def write(
             },
             **_description(copy, config, {*kept, *formats}),
         }
-        text = json.dumps(about, indent=2) + "\n"
+        text = json.dumps(description, indent=2) + "\n"
         (fresh / CONFIG).write_text(text, encoding="utf-8")
 
 
@@ -179,7 +179,7 @@ def _litert(model: keras.Model, image_size: int) -> bytes:
 def _description(model: keras.Model, config: Config, formats) -> dict:
     """Returns what a program needs to know to use the files: `config.json`."""
     size, outputs = config.image_size, model.output
-    about = {
+    description = {
         "architecture": config.backbone,
         "num_features": outputs["h"].shape[-1],
         "image_size": size,
@@ -196,23 +196,20 @@ def _description(model: keras.Model, config: Config, formats) -> dict:
         "files": {name: FILES[name] for name in FILES if name in formats},
     }
     if "safetensors" in formats:
-        about["torch"] = _torch_description(model, config)
-    return about
+        description["torch"] = _torch_description(model, config)
+    return description
 
 
 def _torch_description(encoder: keras.Model, config: Config) -> dict:
     """Returns how to build the network of the safetensors file in torch."""
-    depth = int(config.backbone.removeprefix("resnet"))
-    name, changes = torchvision_model.fitting_model(
-        depth, config.width, config.stem, config.selective_kernel, config.norm
-    )
+    name, changes = _fitting_model(config)
     # None in a run of a version without the setting.
     mean, std = resnet.INPUT_NORMS[config.input_norm or "none"] or ((0,) * 3, (1,) * 3)
-    about = {
+    description = {
         "model": name,
         "changes": list(changes),
         **torchvision_model.resnet_arguments(
-            depth, config.width, config.stem, config.norm
+            _depth(config), config.width, config.stem, config.norm
         ),
         "selective_kernel": config.selective_kernel,
         "images": {
@@ -224,16 +221,27 @@ def _torch_description(encoder: keras.Model, config: Config) -> dict:
         },
     }
     if config.selective_kernel:
-        about["names"] = [*torchvision_names.variables_by_name(encoder)]
-    return about
+        description["names"] = [*torchvision_names.variables_by_name(encoder)]
+    return description
+
+
+def _depth(config: Config) -> int:
+    return int(config.backbone.removeprefix("resnet"))
+
+
+def _fitting_model(config: Config) -> tuple[str | None, tuple[str, ...]]:
+    return torchvision_model.fitting_model(
+        _depth(config),
+        config.width,
+        config.stem,
+        config.selective_kernel,
+        config.norm,
+    )
 
 
 def torch_hint(config: Config) -> str:
     """Returns one sentence: which model of torch the safetensors file fits."""
-    depth = int(config.backbone.removeprefix("resnet"))
-    name, changes = torchvision_model.fitting_model(
-        depth, config.width, config.stem, config.selective_kernel, config.norm
-    )
+    name, changes = _fitting_model(config)
     file = FILES["safetensors"]
     if config.selective_kernel:
         return (

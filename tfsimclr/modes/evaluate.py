@@ -6,12 +6,13 @@ import itertools
 import pathlib
 import sys
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfsimclr import __version__, files
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import sampling
+from tfsimclr.data import sampling, summary
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import intervals, knn, linear, metrics, projector
 from tfsimclr.modes import label_free
@@ -45,7 +46,14 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     weights = initial.load(config, workdir)
     if len(meta["rows"]) < config.epochs:
         print(f"Note: {len(meta['rows'])} of {config.epochs} epochs are done.")
-    if not dataset.has_labels and not _has_held_out(config, dataset):
+    scores: dict = {}
+    differences: list[dict] = []
+    if dataset.has_labels:
+        scores, differences = evaluate_features(
+            config, dataset, model, workdir, weights
+        )
+    without_labels = label_free.evaluate(config, dataset, model, weights)
+    if not dataset.has_labels and without_labels is None:
         if config.mode == "evaluate":
             raise UserError(
                 f"The data set {config.dataset} has no labelled train and test images "
@@ -53,17 +61,11 @@ def evaluate(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
                 "nothing to evaluate. The encoder can be exported: --mode=export."
             )
         print("No labels and no held-out images: result.json will hold no scores.")
-    scores: dict = {}
-    differences: list[dict] = []
-    if dataset.has_labels:
-        scores, differences = evaluate_features(
-            config, dataset, model, workdir, weights
-        )
     content = {
         **results.content(config, meta, scores),
         "differences": differences,
         **describe_data(dataset),
-        "label_free": label_free.evaluate(config, dataset, model, weights),
+        "label_free": without_labels,
         "evaluations": other_evaluations(workdir, model),
     }
     if weights is not None:
@@ -85,16 +87,11 @@ def other_evaluations(workdir: pathlib.Path, model) -> dict:
     }
 
 
-def _has_held_out(config: Config, dataset: datasets.DataSet) -> bool:
-    split, _ = run_features.held_out(config, dataset)
-    return split is not None and len(split.images) > 1
-
-
 def describe_data(dataset: datasets.DataSet) -> dict:
     """Returns the entries of result.json about the data: classes, images per split."""
     splits = {name: getattr(dataset, name) for name in ("unlabeled", "train", "test")}
     return {
-        "class_names": results.as_text(dataset.class_names),
+        "class_names": summary.as_text(list(dataset.class_names)),
         "num_images": {
             name: len(split.images) for name, split in splits.items() if split
         },
@@ -130,19 +127,17 @@ def evaluate_features(
         raise RuntimeError(
             "Extracting features changed the encoder: this is a bug in tfsimclr."
         )
-    scores, reported, differences = score(
-        config, dataset.num_classes, features, train, test
-    )
+    scored = score(config, dataset.num_classes, features, train, test)
     loading.save_classifier(
-        workdir, model, config.feature, reported, dataset.class_names
+        workdir, model, config.feature, scored.classifier, dataset.class_names
     )
-    logits = linear.predict(reported, features[config.feature][1])
-    matrix = metrics.confusion_matrix(logits, test.labels)
-    results.write_confusion(workdir / "confusion.csv", matrix, dataset.class_names)
+    results.write_confusion(
+        workdir / "confusion.csv", scored.confusion, dataset.class_names
+    )
     board = workdir / "tensorboard"
     with files.disk_errors(board):
         projector.write(board, features["h"][1], test, dataset.class_names)
-    return scores, differences
+    return scored.scores, scored.differences
 
 
 def labelled_splits(config: Config, dataset: datasets.DataSet):
@@ -154,7 +149,23 @@ def labelled_splits(config: Config, dataset: datasets.DataSet):
     return train, test
 
 
-def score(config: Config, num_classes: int, features: dict, train, test):
+class Scored(NamedTuple):
+    """The scores of all features of a set of images.
+
+    Attributes:
+        scores: `{feature: scores}`, see `evaluate_feature`.
+        differences: See `differences_of`.
+        classifier: The linear classifier of the reported feature.
+        confusion: Its confusion matrix on the test images, `[classes, classes]`.
+    """
+
+    scores: dict[str, dict]
+    differences: list[dict]
+    classifier: Any
+    confusion: np.ndarray
+
+
+def score(config: Config, num_classes: int, features: dict, train, test) -> Scored:
     """Scores all features; prints a line for each.
 
     Args:
@@ -163,11 +174,6 @@ def score(config: Config, num_classes: int, features: dict, train, test):
         features: `{name: (train [m, d], test [n, d])}`.
         train: The training split; only its labels are used.
         test: The test split; only its labels are used.
-
-    Returns:
-        `{name: scores}` and the classifier of the reported feature, see
-        `evaluate_feature`; and the differences of the top-1 of every pair of features,
-        see `differences_of`.
     """
     majority = metrics.majority_share(test.labels)
     print(f"The most frequent class has {majority:.2%} of the test images.", flush=True)
@@ -180,15 +186,16 @@ def score(config: Config, num_classes: int, features: dict, train, test):
     # The operations of a classifier's step are too small to use several cores.
     with concurrent.futures.ThreadPoolExecutor(FEATURES_AT_ONCE) as pool:
         evaluated = pool.map(evaluate_pair, features.values())
-        for name, (scores[name], classifier) in zip(features, evaluated, strict=True):
+        for name, evaluation in zip(features, evaluated, strict=True):
+            scores[name], classifier, logits = evaluation
             print(score_line(name, scores[name]), flush=True)
             if name == config.feature:
                 reported = classifier
-            logits = linear.predict(classifier, features[name][1])
+                confusion = metrics.confusion_matrix(logits, test.labels)
             correct[name] = metrics.is_top1(logits, test.labels)
     differences = differences_of(correct)
     print("\n".join(difference_lines(differences, config.feature)), flush=True)
-    return scores, reported, differences
+    return Scored(scores, differences, reported, confusion)
 
 
 def differences_of(correct: dict[str, np.ndarray]) -> list[dict]:
@@ -260,7 +267,8 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
         test: The test split; only its labels are used.
 
     Returns:
-        The scores and the linear classifier. The scores are `top1`, `top5` (None with
+        The scores, the linear classifier, and its logits of the test images, `[n,
+        classes]`. The scores are `top1`, `top5` (None with
         five classes or fewer, where it is always 1), `mean_class_accuracy`, all of the
         linear classifier; `majority_share` (the top-1 of always answering the most
         frequent test class); `knn` (top-1 of the k-NN vote); `dim`; `learning_rate` of
@@ -281,7 +289,7 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
     k = knn.default_k(len(of_train), num_classes)
     votes = knn.knn_votes(of_train, train.labels, of_test, num_classes, k)
     top5 = metrics.top_k_accuracy(logits, test.labels, 5) if num_classes > 5 else None
-    return {
+    scores = {
         "top1": metrics.top_k_accuracy(logits, test.labels, 1),
         "top5": top5,
         "mean_class_accuracy": metrics.mean_class_accuracy(logits, test.labels),
@@ -290,7 +298,8 @@ def evaluate_feature(config: Config, num_classes, of_train, train, of_test, test
         "dim": int(of_train.shape[1]),
         "learning_rate": rate,
         "neighbours": k,
-    }, classifier
+    }
+    return scores, classifier, logits
 
 
 def all_features(

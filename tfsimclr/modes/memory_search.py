@@ -65,7 +65,7 @@ def describe(results: list[Result], config: Config, available: int) -> str:
     """Returns a table of the results, and the flags of the best one.
 
     Args:
-        results: Of `search`.
+        results: The results of `search`.
         config: The resolved config that was searched for.
         available: Memory in bytes.
     """

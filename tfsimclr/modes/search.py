@@ -21,7 +21,6 @@ from tfsimclr.modes.contact_sheet import Tile
 from tfsimclr.runs.embeddings import EmbeddingFile
 from tfsimclr.settings.config import Config
 
-TILE = 96  # pixels of an image on a contact sheet
 MAX_ROWS = 30  # of a contact sheet
 MAX_PRINTED = 5  # queries and groups
 MEMORY_FACTOR = 3  # the features, their normalised copy, and what is computed on them
@@ -66,13 +65,18 @@ class Shown:
     Args:
         config: The settings.
         file: The embedding file.
+
+    Attributes:
+        paths: Path of each image.
+        labels: Class name of each image, or None.
+        ranges: By `depth.kind`, the range of images with more than 8 bits.
     """
 
     def __init__(self, config: Config, file: EmbeddingFile):
         self.paths, self.labels = file.columns("path", "label")
         self._config = config
         self._file = file
-        self._ranges = {k: depth.Range(*r) for k, r in file.meta["ranges"].items()}
+        self.ranges = {k: depth.Range(*r) for k, r in file.meta["ranges"].items()}
         self._data_set: collections.Collection | None = None
 
     def tile(self, row: int, similarity: float | None = None) -> Tile:
@@ -82,11 +86,15 @@ class Shown:
             texts.append(self.labels[row])
         return Tile(self.picture(row), "  ".join(texts))
 
+    def read(self, path: str) -> np.ndarray | None:
+        """Returns the image of a file, uint8 `[s, s, 3]`, or None if it is gone."""
+        return collections.picture(path, contact_sheet.TILE, self.ranges)
+
     def picture(self, row: int) -> np.ndarray | None:
         """Returns the image, uint8 `[s, s, 3]`, or None if it is gone."""
         path = self.paths[row]
         if os.path.isabs(path):
-            return collections.picture(path, TILE, self._ranges)
+            return self.read(path)
         if self._data_set is None:
             name = self._file.meta["images"]
             if path.startswith(f"{name}/"):
@@ -99,7 +107,7 @@ class Shown:
                 self._rows = {path: i for i, path in enumerate(self._data_set.paths)}
         if self._data_set is None or path not in self._rows:
             return None
-        return self._data_set.pictures([self._rows[path]], TILE)[0]
+        return self._data_set.pictures([self._rows[path]], contact_sheet.TILE)[0]
 
 
 def find_similar(
@@ -123,8 +131,7 @@ def find_similar(
             "Embed the images again (--mode=embed), or name the --workdir it was made "
             "with."
         )
-    ranges = {kind: depth.Range(*r) for kind, r in file.meta["ranges"].items()}
-    queries = collections.open_queries(config.query, file.meta["side"], ranges)
+    queries = collections.open_queries(config.query, file.meta["side"], shown.ranges)
     embedded = embed.embed_collection(model, queries)
     positions = {path: row for row, path in enumerate(shown.paths)}
     exclude = np.array([positions.get(path, -1) for path in embedded.paths])
@@ -140,7 +147,7 @@ def find_similar(
     write_table(folder / "similar.csv", header, table)
     sheet = [
         [
-            Tile(collections.picture(path, TILE, ranges), "query"),
+            Tile(shown.read(path), "query"),
             *(shown.tile(r, s) for r, s in zip(*found, strict=True)),
         ]
         for path, *found in zip(embedded.paths[:MAX_ROWS], rows, near, strict=False)

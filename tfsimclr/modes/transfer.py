@@ -1,6 +1,5 @@
 """Scores of a run's encoder on other labelled data (`--eval_dataset`)."""
 
-import json
 import os
 import pathlib
 import re
@@ -9,7 +8,6 @@ from tfsimclr import files
 from tfsimclr.data import dataset as datasets
 from tfsimclr.data import depth
 from tfsimclr.errors import UserError
-from tfsimclr.evaluation import linear, metrics
 from tfsimclr.modes import evaluate as evaluation
 from tfsimclr.runs import features as run_features
 from tfsimclr.runs import initial, loading, results
@@ -63,24 +61,22 @@ def evaluate(config: Config, workdir: pathlib.Path) -> dict:
         config, model, train.images, test.images, weights=weights
     )
     features = {name: tuple(part[name] for part in parts) for name in parts[0]}
-    scores, classifier, differences = evaluation.score(
-        config, dataset.num_classes, features, train, test
-    )
+    scored = evaluation.score(config, dataset.num_classes, features, train, test)
     folder = workdir / FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
-    logits = linear.predict(classifier, features[config.feature][1])
-    matrix = metrics.confusion_matrix(logits, test.labels)
-    results.write_confusion(folder / "confusion.csv", matrix, dataset.class_names)
+    results.write_confusion(
+        folder / "confusion.csv", scored.confusion, dataset.class_names
+    )
     entry = {
         "dataset": config.other_dataset,
         "data_dir": config.eval_data_dir,
         "epochs": len(meta["rows"]),
         "weights": checkpoints.hash_weights(model),
         **evaluation.describe_data(dataset),
-        "features": scores,
-        "differences": differences,
+        "features": scored.scores,
+        "differences": scored.differences,
         "feature": config.feature,
-        "top1": scores[config.feature]["top1"],
+        "top1": scored.scores[config.feature]["top1"],
     }
     path = workdir / "result.json"
     # Of a run that was only pretrained so far there is none.
@@ -97,10 +93,9 @@ def value_ranges(config: Config, workdir: pathlib.Path) -> dict[str, list[float]
     had no such images, or is not scored yet.
     """
     try:
-        text = (workdir / "result.json").read_text(encoding="utf-8")
-        wide = json.loads(text)["data"]["wide"]
+        wide = results.read(workdir / "result.json")["data"]["wide"]
         return {kind: entry["range"] for kind, entry in wide.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         if config.max_value is None:
             return {}
         return {kind: [0, config.max_value] for kind in (depth.INTEGER, depth.FLOAT)}

@@ -37,7 +37,6 @@ def in_pieces(call, networks, num_pieces: int):
     weights = [tf.convert_to_tensor(v.value) for v in learned]
     before = [tf.convert_to_tensor(v.value) for v in state]
     assigned: set[int] = set()
-    structure: list = []
 
     def compute(index, weights, before):
         values = [*zip(learned, weights, strict=True), *zip(state, before, strict=True)]
@@ -45,17 +44,17 @@ def in_pieces(call, networks, num_pieces: int):
             outputs = call(index)
             after = [scope.get_current_value(v) for v in state]
         assigned.update(i for i, v in enumerate(state) if after[i] is not before[i])
-        structure[:] = [outputs]
-        return tf.nest.flatten(outputs), after
+        return outputs, after
 
     # One graph that the loop calls, whatever the number of pieces.
     compute_forward = tf.function(compute, autograph=False).get_concrete_function(
         tf.TensorSpec([], tf.int32), *(_specs(tensors) for tensors in (weights, before))
     )
+    structure = compute_forward.structured_outputs[0]
 
     @tf.custom_gradient
     def outputs_and_state(*weights):
-        specs = compute_forward.structured_outputs[0]
+        specs = tf.nest.flatten(structure)
         arrays = [
             tf.TensorArray(s.dtype, size=num_pieces, element_shape=s.shape)
             for s in specs
@@ -63,6 +62,7 @@ def in_pieces(call, networks, num_pieces: int):
 
         def add_piece(index, arrays, sums):
             outputs, after = compute_forward(index, list(weights), before)
+            outputs = tf.nest.flatten(outputs)
             arrays = [a.write(index, o) for a, o in zip(arrays, outputs, strict=True)]
             return index + 1, arrays, [s + a for s, a in zip(sums, after, strict=True)]
 
@@ -76,7 +76,7 @@ def in_pieces(call, networks, num_pieces: int):
                     tape.watch(weights)
                     outputs, _ = compute(index, weights, before)
                 gradients = tape.gradient(
-                    outputs,
+                    tf.nest.flatten(outputs),
                     weights,
                     [u[index] for u in upstream],
                     unconnected_gradients="zero",
@@ -92,7 +92,7 @@ def in_pieces(call, networks, num_pieces: int):
     count = len(results) - len(state)
     for i in sorted(assigned):
         state[i].assign(tf.stop_gradient(results[count + i]))
-    return tf.nest.pack_sequence_as(structure[0], results[:count])
+    return tf.nest.pack_sequence_as(structure, results[:count])
 
 
 def _loop(count, body, *values):

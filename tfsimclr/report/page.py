@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from tfsimclr import files
-from tfsimclr.evaluation import duplicates, neighbors
+from tfsimclr.evaluation import duplicates, label_free, neighbors
 from tfsimclr.report import charts, image_map, sprites
 from tfsimclr.report.content import Pictures, Record
 
@@ -108,10 +108,10 @@ def wilson(share: float | None, count: int) -> tuple[float, float] | None:
     """
     if share is None or not count:
         return None
-    z2 = 1.959964**2
+    z2 = label_free.NORMAL_95**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
     spread = share * (1 - share) / count + z2 / (4 * count**2)
-    half = 1.959964 * math.sqrt(spread) / (1 + z2 / count)
+    half = label_free.NORMAL_95 * math.sqrt(spread) / (1 + z2 / count)
     return max(0.0, center - half), min(1.0, center + half)
 
 
@@ -325,7 +325,7 @@ def feature_rows(record: Record, reported: str) -> list[dict]:
     with_labels = record.result.get("features") or {}
     without = record.result.get("label_free") or {"features": {}, "num_images": 0}
     count, rows = num_test_images(record), []
-    for name in [*with_labels, *(set(without["features"]) - set(with_labels))]:
+    for name in dict.fromkeys([*with_labels, *without["features"]]):
         scores = with_labels.get(name, {})
         free = without["features"].get(name, {})
         top1, retrieval = scores.get("top1"), free.get("retrieval_top1")
@@ -348,9 +348,6 @@ def feature_rows(record: Record, reported: str) -> list[dict]:
                 "alignment": free.get("alignment"),
             }
         )
-    if not with_labels:  # a set has no order
-        order = list(without["features"])
-        rows.sort(key=lambda row: [feature_label(n) for n in order].index(row["label"]))
     return rows
 
 
@@ -395,20 +392,18 @@ def _confusion(record: Record) -> dict | None:
 
 
 def _settings(config) -> list[dict]:
-    default = {field.name: field.default for field in dataclasses.fields(config)}
-    return [
-        {
-            "name": name,
-            "value": "" if value is None else str(value),
-            "changed": value != default[name],
-            "help": next(
-                field.metadata["help"]
-                for field in dataclasses.fields(config)
-                if field.name == name
-            ),
-        }
-        for name, value in dataclasses.asdict(config).items()
-    ]
+    rows = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        rows.append(
+            {
+                "name": field.name,
+                "value": "" if value is None else str(value),
+                "changed": value != field.default,
+                "help": field.metadata["help"],
+            }
+        )
+    return rows
 
 
 def _versions(result: dict) -> list[tuple[str, str]]:

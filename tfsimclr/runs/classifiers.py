@@ -7,7 +7,7 @@ import shutil
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
-from tfsimclr.data import sampling
+from tfsimclr.data import sampling, summary
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import metrics
 from tfsimclr.methods import classifier
@@ -139,7 +139,7 @@ def finish(
     result = {
         **result,
         part: about,
-        "class_names": results.as_text(meta["class_names"]),
+        "class_names": summary.as_text(list(meta["class_names"])),
         "top1": scores["top1"],
     }
     # An older export, if the network was trained again after a damaged checkpoint.

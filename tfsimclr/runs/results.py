@@ -84,11 +84,6 @@ def read(path: pathlib.Path) -> dict:
         return {}
 
 
-def as_text(names) -> list[str]:
-    """Returns names without bytes that are not UTF-8, which a folder's may hold."""
-    return [name.encode(errors="replace").decode() for name in names]
-
-
 def write_confusion(path: pathlib.Path, matrix: np.ndarray, class_names) -> None:
     """Writes a confusion matrix as CSV: a row per label, a column per prediction.
 

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from tfsimclr import __version__, files
-from tfsimclr.data import batches
+from tfsimclr.data import batches, sampling
 from tfsimclr.training import progress, recorder, safeguards
 
 HEALTH_IMAGES = 256
@@ -167,7 +167,7 @@ def fit_segments(done: int, total: int, steps_per_epoch: int):
 
 def _identity(images: np.ndarray, count: int = 512) -> str:
     """Returns a checksum of the shape and of up to `count` images, evenly spread."""
-    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+    rows = sampling.evenly_spread(len(images), count)
     return files.sha256(np.array(images.shape), images[rows])
 
 
