@@ -54,6 +54,7 @@ MODES_OF_SETTING = {
     "outliers": ("search",),
     "neighbors": ("search",),
     "select": ("search",),
+    "search_index": ("search",),
     "memory_gb": ("plan",),
     "compare": ("report",),
     "keep_checkpoints": _TRAINING,
@@ -204,6 +205,11 @@ def _check_settings_of_mode(config: Config, typed: frozenset[str]) -> None:
         for name, needed in (("top", "query"), ("neighbors", "outliers")):
             if name in typed and not getattr(config, needed):
                 raise UserError(f"--{name} means nothing without --{needed}.")
+        indexed = ("query", "duplicates", "outliers")
+        if "search_index" in typed and not any(getattr(config, n) for n in indexed):
+            raise UserError(
+                "--search_index means nothing to --select, which compares all images."
+            )
 
 
 def _check_mode(config: Config) -> None:

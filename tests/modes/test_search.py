@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -140,6 +141,78 @@ def test_duplicates_outliers_and_a_diverse_subset(folder, capsys):
         assert f"{name}.csv" in capsys.readouterr().out or name != "duplicates"
 
 
+def test_an_index_finds_the_same(folder, capsys):
+    pytest.importorskip("faiss")
+    asked = (
+        *("--workdir=run", f"--query={folder / '07.png'}", "--top=5"),
+        *("--duplicates=0.999", "--outliers=3", "--neighbors=4"),
+    )
+    command(*asked)
+    exact = [table(name) for name in ("similar", "duplicates", "outliers")]
+    assert "Index" not in capsys.readouterr().out
+    command(*asked, "--search_index=ivf")
+    (index,) = pathlib.Path("run").glob("embeddings.parquet.h-*.faiss")
+    printed = capsys.readouterr().out
+    assert f"Index: {index.absolute()}" in printed and "recall at 10: " in printed
+    for name, expected in zip(
+        ("similar", "duplicates", "outliers"), exact, strict=True
+    ):
+        for row, other in zip(table(name), expected, strict=True):
+            assert row["path"] == other["path"]
+    command(*asked, "--search_index=ivf")  # the index that is there
+    assert "Building" not in capsys.readouterr().out
+
+
+def test_the_index_of_other_content_is_not_used(folder):
+    pytest.importorskip("faiss")
+    command("--workdir=run", "--outliers=3", "--search_index=ivf")
+    (index,) = pathlib.Path("run").glob("*.faiss")
+    damaged = index.read_bytes()[:100]
+    index.write_bytes(damaged)  # built again
+    command("--workdir=run", "--outliers=3", "--search_index=ivf")
+    assert len(index.read_bytes()) > 100
+    rows = pq.read_table("run/embeddings.parquet")
+    pq.write_table(rows.slice(0, 20), "run/embeddings.parquet")
+    command("--workdir=run", "--outliers=20", "--search_index=ivf")
+    assert not index.exists() and len(table("outliers")) == 20
+    assert len(list(pathlib.Path("run").glob("*.faiss"))) == 1
+
+
+def test_many_images_are_searched_by_an_index(folder, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search, "MAX_EXACT", 30)
+    monkeypatch.setattr(search, "FEW_QUERIES", 9)
+    query = ("--workdir=run", f"--query={folder / '07.png'}")
+    command(*query)  # few queries need none
+    assert not list(pathlib.Path("run").glob("*.faiss"))
+    command("--workdir=run", "--duplicates=0.999")
+    assert "Index: " in capsys.readouterr().out
+    used = []
+    top_k = search.search_index.SearchIndex.top_k
+    monkeypatch.setattr(
+        search.search_index.SearchIndex,
+        "top_k",
+        lambda *arguments: used.append(1) or top_k(*arguments),
+    )
+    command(*query)  # but use one that is there
+    assert used and os.path.basename(table("similar")[0]["path"]) == "07_copy.png"
+
+
+def test_without_faiss_the_search_is_exact_or_says_what_to_install(
+    folder, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(search, "MAX_EXACT", 30)
+    monkeypatch.setattr(search, "FEW_QUERIES", 9)
+    command("--workdir=run", "--outliers=3")
+    assert "pip install 'tfsimclr[search]'" in capsys.readouterr().out
+    assert len(table("outliers")) == 3
+    with pytest.raises(
+        UserError, match=r"needs faiss: pip install 'tfsimclr\[search\]'"
+    ):
+        command("--workdir=run", "--outliers=3", "--search_index=ivf")
+
+
 def test_neighbors_are_at_most_all_others(folder, capsys):
     command("--workdir=run", "--outliers=2", "--neighbors=99")
     assert "to their 33 nearest" in capsys.readouterr().out
@@ -197,6 +270,7 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
         f"--workdir=run {query} --epochs=3": "--epochs means nothing to --mode=search",
         "--workdir=run --select=2 --top=3": "--top means nothing without --query",
         f"--workdir=run {query} --neighbors=3": "nothing without --outliers",
+        "--workdir=run --select=2 --search_index=ivf": "means nothing to --select",
         "--workdir=run --duplicates=1.5": "--duplicates must be at most 1",
         f"--workdir=run {query} --layers=head_1": "holds the layers h, z, not head_1",
         "--workdir=run --query=text.png": "text.png.*not an image",

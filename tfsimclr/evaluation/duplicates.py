@@ -44,17 +44,21 @@ def pairs_above(
                 parts.append((first[upper], second[upper], values[upper]))
                 count += int(upper.sum())
                 if count > max_pairs:
-                    raise UserError(
-                        f"more than {max_pairs:,} pairs of images have a similarity of "
-                        f"at least {similarity:g}: these are not duplicates. Choose a "
-                        "higher similarity."
-                    )
+                    raise too_many_pairs(max_pairs, similarity)
     if not parts:
         empty = np.zeros(0, np.int64)
         return empty, empty, np.zeros(0, np.float32)
     first, second, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((second, first))
     return first[order], second[order], np.clip(values[order], -1, 1)
+
+
+def too_many_pairs(max_pairs: int, similarity: float) -> UserError:
+    """Returns the error of more pairs than are collected."""
+    return UserError(
+        f"more than {max_pairs:,} pairs of images have a similarity of at least "
+        f"{similarity:g}: these are not duplicates. Choose a higher similarity."
+    )
 
 
 def groups(num_rows: int, first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:

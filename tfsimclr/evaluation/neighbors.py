@@ -88,7 +88,7 @@ def top_k(
     near = np.concatenate([part.numpy() for part, _ in best])
     rows = np.concatenate([part.numpy() for _, part in best])
     if exclude is not None:
-        near, rows = _without(near, rows, np.asarray(exclude), min(k, start - 1))
+        near, rows = without(near, rows, np.asarray(exclude), min(k, start - 1))
     return np.clip(near, -1, 1), rows
 
 
@@ -169,10 +169,17 @@ def float32_matmul():
         tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def _without(
+def without(
     near: np.ndarray, rows: np.ndarray, exclude: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first k neighbours other than the excluded row of each query."""
+    """Returns the first k neighbours other than the excluded row of each query.
+
+    Args:
+        near: Similarities, `[m, n]`.
+        rows: The rows that have them, `[m, n]`.
+        exclude: Row to leave out for each query, `[m]`; -1 leaves none out.
+        k: Neighbours to return, less than n if rows are left out.
+    """
     kept = rows != exclude[:, None]
     # A stable sort moves the excluded one to the end and keeps the order of the rest.
     order = np.argsort(~kept, axis=1, kind="stable")[:, :k]

@@ -4,9 +4,12 @@
 """
 
 import csv
+import functools
+import glob
 import io
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,7 +18,7 @@ from tfsimclr import files
 from tfsimclr.data import collection as collections
 from tfsimclr.data import depth
 from tfsimclr.errors import UserError
-from tfsimclr.evaluation import duplicates, neighbors, selection
+from tfsimclr.evaluation import duplicates, neighbors, search_index, selection
 from tfsimclr.modes import contact_sheet, embed
 from tfsimclr.modes.contact_sheet import Tile
 from tfsimclr.runs.embeddings import EmbeddingFile
@@ -23,6 +26,9 @@ from tfsimclr.settings.config import Config
 
 MAX_ROWS = 30  # of a contact sheet
 MAX_PRINTED = 5  # queries and groups
+# Up to this many images, and for few queries, all are compared: that takes seconds.
+MAX_EXACT = 1_000_000
+FEW_QUERIES = 1000
 MEMORY_FACTOR = 3  # the features, their normalised copy, and what is computed on them
 
 
@@ -45,18 +51,129 @@ def search(config: Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     print(f"{file.num_rows:,} images of {file.meta['images']}, layer {layer}.")
     shown = Shown(config, file)
+    bank = Bank(file, layer, config.search_index)
     if config.query:
-        find_similar(config, file, layer, shown, folder)
-    if not (config.duplicates or config.outliers or config.select):
-        return
-    check_memory(file, layer)
-    features = neighbors.normalize(file.features(layer))
+        find_similar(config, bank, shown, folder)
     if config.duplicates:
-        find_duplicates(features, config.duplicates, shown, folder)
+        find_duplicates(bank, config.duplicates, shown, folder)
     if config.outliers:
-        find_outliers(features, config.outliers, config.neighbors, shown, folder)
+        find_outliers(bank, config.outliers, config.neighbors, shown, folder)
     if config.select:
-        select_diverse(features, config.select, shown, folder)
+        select_diverse(bank.features, config.select, shown, folder)
+
+
+class Bank:
+    """The features of an embedding file, compared one with all or through an index.
+
+    Args:
+        file: The embedding file.
+        layer: The layer that is compared.
+        how: The setting `search_index`: `auto`, `none` or `ivf`.
+    """
+
+    def __init__(self, file: EmbeddingFile, layer: str, how: str):
+        self.file = file
+        self.layer = layer
+        self._how = how
+
+    def __len__(self) -> int:
+        return self.file.num_rows
+
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """All features, normalised, `[n, d]`.
+
+        Raises:
+            UserError: If they do not fit into the memory.
+        """
+        check_memory(self.file, self.layer)
+        return neighbors.normalize(self.file.features(self.layer))
+
+    def top_k(self, queries: np.ndarray, k: int, exclude: np.ndarray):
+        """Returns similarities and rows; see `neighbors.top_k`."""
+        if self.uses_index(len(queries)):
+            return self.index.top_k(queries, k, exclude)
+        return neighbors.top_k(queries, self.file.blocks(self.layer), k, exclude)
+
+    def mean_similarity(self, k: int) -> np.ndarray:
+        """Returns each row's mean similarity to its k nearest others."""
+        if len(self) < 2 or not self.uses_index(len(self)):
+            return neighbors.mean_similarity(self.features, k)
+        parts, start = [], 0
+        for block in self.file.blocks(self.layer):
+            rows = np.arange(start, start + len(block))
+            parts.append(self.index.top_k(block, k, rows)[0].mean(axis=1))
+            start += len(block)
+        return np.concatenate(parts)
+
+    def pairs_above(self, similarity: float):
+        """Returns the pairs of similar rows; see `duplicates.pairs_above`."""
+        if not self.uses_index(len(self)):
+            return duplicates.pairs_above(self.features, similarity)
+        blocks = self.file.blocks(self.layer)
+        return self.index.pairs_above(blocks, similarity, duplicates.MAX_PAIRS)
+
+    def uses_index(self, num_queries: int) -> bool:
+        """Returns whether this many queries are answered by the index."""
+        if self._how != "auto":
+            return self._how == "ivf"
+        if len(self) <= MAX_EXACT:
+            return False
+        if num_queries <= FEW_QUERIES and not self._index_path.exists():
+            return False
+        if search_index.is_installed():
+            return True
+        print(
+            f"Each of {num_queries:,} images is compared with all {len(self):,}. "
+            f"Faster, with an index: {search_index.INSTALL}"
+        )
+        self._how = "none"
+        return False
+
+    @functools.cached_property
+    def _index_path(self) -> pathlib.Path:
+        # The checksum is that of the content, so an index of an older file is not used.
+        checksum = files.sha256_of_file(self.file.path)[:16]
+        path = self.file.path
+        return path.with_name(f"{path.name}.{self.layer}-{checksum}.faiss")
+
+    @functools.cached_property
+    def index(self) -> search_index.SearchIndex:
+        """The index, read from its file beside the embedding file, or built.
+
+        Raises:
+            UserError: If faiss is not installed, or the memory is too small.
+        """
+        search_index.load_faiss()
+        kept = search_index.load(self._index_path)
+        if kept is not None and kept.num_rows == len(self):
+            return kept
+        dim = self.file.meta["layers"][self.layer]
+        needed, free = search_index.memory_needed(len(self), dim), available_memory()
+        if needed > free:
+            raise UserError(
+                f"an index of {len(self):,} vectors needs {needed / 1e9:.1f} GB, and "
+                f"{free / 1e9:.1f} GB are free. Search without one: --search_index=none"
+            )
+        print(f"Building an index of {len(self):,} vectors.", flush=True)
+        blocks = functools.partial(self.file.blocks, self.layer)
+        start = time.monotonic()
+        index, recall = search_index.build(blocks, len(self), dim)
+        for old in self.file.path.parent.glob(
+            f"{glob.escape(self.file.path.name)}.{self.layer}-*.faiss"
+        ):
+            old.unlink()
+        try:
+            index.save(self._index_path)
+            place = str(self._index_path)
+        except OSError as error:  # a read-only or full disk; it serves this search
+            place = f"not kept ({error})"
+        print(
+            f"Index: {place}; {time.monotonic() - start:.0f} s, recall at "
+            f"{search_index.RECALL_K}: {recall:.2%}.",
+            flush=True,
+        )
+        return index
 
 
 class Shown:
@@ -111,11 +228,7 @@ class Shown:
 
 
 def find_similar(
-    config: Config,
-    file: EmbeddingFile,
-    layer: str,
-    shown: Shown,
-    folder: pathlib.Path,
+    config: Config, bank: Bank, shown: Shown, folder: pathlib.Path
 ) -> None:
     """Finds the most similar images of each query; writes `similar.csv` and `.png`.
 
@@ -124,7 +237,8 @@ def find_similar(
     Raises:
         UserError: If the file is of another model, or the query is no image.
     """
-    model = embed.open_model(config, [layer])
+    file = bank.file
+    model = embed.open_model(config, [bank.layer])
     if model.checksum != file.meta["model"]:
         raise UserError(
             f"{file.path} was made by another model than that of {config.workdir}. "
@@ -135,9 +249,7 @@ def find_similar(
     embedded = embed.embed_collection(model, queries)
     positions = {path: row for row, path in enumerate(shown.paths)}
     exclude = np.array([positions.get(path, -1) for path in embedded.paths])
-    near, rows = neighbors.top_k(
-        embedded.features[layer], file.blocks(layer), config.top, exclude
-    )
+    near, rows = bank.top_k(embedded.features[bank.layer], config.top, exclude)
     table = [
         (path, rank + 1, shown.paths[row], shown.labels[row], similarity)
         for path, *found in zip(embedded.paths, near, rows, strict=True)
@@ -162,19 +274,19 @@ def find_similar(
 
 
 def find_duplicates(
-    features: np.ndarray, similarity: float, shown: Shown, folder: pathlib.Path
+    bank: Bank, similarity: float, shown: Shown, folder: pathlib.Path
 ) -> None:
     """Finds groups of near-duplicates; writes `duplicates.csv` and `.png`.
 
     Args:
-        features: `[n, d]`.
+        bank: The features.
         similarity: Smallest cosine similarity of two duplicates.
         shown: The rows.
         folder: Where the files are written.
     """
-    first, second, values = duplicates.pairs_above(features, similarity)
-    groups = duplicates.groups(len(features), first, second)
-    best = duplicates.best_similarity(len(features), first, second, values)
+    first, second, values = bank.pairs_above(similarity)
+    groups = duplicates.groups(len(bank), first, second)
+    best = duplicates.best_similarity(len(bank), first, second, values)
     groups.sort(key=lambda group: -best[group].max())  # the surest first
     table = [
         (number + 1, shown.paths[row], shown.labels[row], best[row])
@@ -195,11 +307,11 @@ def find_duplicates(
 
 
 def find_outliers(
-    features: np.ndarray, count: int, k: int, shown: Shown, folder: pathlib.Path
+    bank: Bank, count: int, k: int, shown: Shown, folder: pathlib.Path
 ) -> None:
     """Lists the images least like their k nearest; writes `outliers.csv` and `.png`."""
-    scores = neighbors.mean_similarity(features, k)
-    k = min(k, len(features) - 1)
+    scores = bank.mean_similarity(k)
+    k = min(k, len(bank) - 1)
     order = np.argsort(scores, kind="stable")[:count]
     table = [
         (rank + 1, shown.paths[row], shown.labels[row], scores[row])

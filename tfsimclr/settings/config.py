@@ -673,6 +673,17 @@ class Config:
         since="0.3",
     )
 
+    search_index: str = option(
+        "auto",
+        "How --mode=search compares vectors: none compares all of them; ivf builds an "
+        "index (pip install 'tfsimclr[search]'), which finds about 99.5 % of the "
+        "nearest ten; auto uses the index above a million images, for more than 1,000 "
+        "queries, --duplicates and --outliers.",
+        choices=("auto", "none", "ivf"),
+        pretraining=False,
+        since="0.3",
+    )
+
     # Report
 
     compare: str = option(
