@@ -49,7 +49,7 @@ AFTER_PRETRAINING = {
     *("eval_dataset", "eval_data_dir", "eval_label_key"),
     "compare",
     *("images", "layers", "output", "embeddings", "query", "top", "duplicates"),
-    *("outliers", "neighbors", "select"),
+    *("outliers", "neighbors", "select", "search_index"),
 }
 # Another value for the fields that cannot be derived from their limits.
 OTHER = {
