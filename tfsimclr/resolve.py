@@ -496,11 +496,8 @@ def resolve_memory(config: Config) -> Config:
     """
     batch, size = config.batch_size, config.microbatch_size
     rows = batch * config.total_views
-    has_rows = "loss_block_rows" in METHODS[config.method].uses
-    large = size and batch >= LARGE_BATCH and has_rows
-    if large and not config.loss_block_rows:
-        block_rows = _largest_divisor(rows, BLOCK_ROWS)
-        config = dataclasses.replace(config, loss_block_rows=block_rows)
+    if size and not config.loss_block_rows:
+        config = dataclasses.replace(config, loss_block_rows=large_loss_blocks(config))
     if config.loss_block_rows and rows % config.loss_block_rows:
         raise UserError(
             f"--loss_block_rows must divide {rows}, the rows of all views, got "
@@ -523,6 +520,14 @@ def resolve_memory(config: Config) -> Config:
             "residual blocks. Leave it out, or use --microbatch_size."
         )
     return config
+
+
+def large_loss_blocks(config: Config) -> int:
+    """Returns the rows of a block of the loss of a large batch; 0 if it is small."""
+    has_rows = "loss_block_rows" in METHODS[config.method].uses
+    if config.batch_size < LARGE_BATCH or not has_rows:
+        return 0
+    return _largest_divisor(config.batch_size * config.total_views, BLOCK_ROWS)
 
 
 def _largest_divisor(number: int, limit: int) -> int:

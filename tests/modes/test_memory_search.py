@@ -21,7 +21,8 @@ def fake(monkeypatch, bytes_of, seconds_of):
         if bytes_of(config) > memory_limit:
             raise MemoryError
         return {
-            "step_peak_bytes": bytes_of(config),
+            "batch_size": config.batch_size,
+            "peak_bytes": bytes_of(config),
             "step_seconds": seconds_of(config),
         }
 
@@ -54,10 +55,12 @@ def test_the_fastest_combination_that_fits(tiny, monkeypatch, bfloat16):
     best = results[0]
     assert best.config.precision == "mixed_bfloat16"
     assert best.images_per_second == pytest.approx(64 / 0.75)
-    text = memory_search.describe(results, config, int(1.33e9))
+    text = memory_search.describe(results, int(1.33e9))
     assert "Batch 64 in 1.33 GB:" in text and "too much" in text
-    assert text.splitlines()[-1].startswith("The fastest that fits: add --")
-    assert "--precision=mixed_bfloat16" in text.splitlines()[-1]
+    line = text.splitlines()[-1]
+    assert line.startswith("The fastest that fits: python -m tfsimclr.run --")
+    assert "--precision=mixed_bfloat16" in line and "--mode" not in line
+    assert "--microbatch_size=32" in line and "--memory_gb" not in line
 
 
 def test_smaller_pieces_until_one_fits(tiny, monkeypatch):
@@ -67,7 +70,7 @@ def test_smaller_pieces_until_one_fits(tiny, monkeypatch):
     assert results[0].config.microbatch_size == 16
     results = memory_search.search(config, dataset.pretrain.images, int(1e9))
     assert results[0].peak_bytes is None
-    text = memory_search.describe(results, config, int(1e9))
+    text = memory_search.describe(results, int(1e9))
     assert text.splitlines()[-1].startswith("Nothing that was tried fits.")
 
 
@@ -78,7 +81,33 @@ def test_large_batches_have_row_blocks(tiny, monkeypatch):
     results = memory_search.search(config, dataset.pretrain.images, int(3e9))
     pieces = [r for r in results if r.config.microbatch_size and r.peak_bytes]
     assert pieces[0].config.loss_block_rows == 1024
-    assert "--loss_block_rows=1024" in memory_search.describe(results, config, int(3e9))
+    # The plain step does not fit: it is tried with row blocks too.
+    blocks = {r.config.loss_block_rows for r in results if not r.config.microbatch_size}
+    assert blocks == {0, 1024}
+    assert "--loss_block_rows=1024" in memory_search.describe(results, int(3e9))
+
+
+def test_the_step_that_the_plan_measured_is_not_measured_again(tiny, monkeypatch):
+    config, dataset, _ = tiny(batch_size=64)
+    tried = fake(monkeypatch, peak, seconds)
+    run = {"batch_size": 64, "peak_bytes": 1e9, "step_seconds": 0.25}
+    results = memory_search.search(
+        config, dataset.pretrain.images, int(2e9), measured=run
+    )
+    assert ("float32", 0, False) not in tried and ("float32", 0, True) in tried
+    plain = next(r for r in results if r.config == config)
+    assert plain.images_per_second == 256
+
+
+def test_the_groups_of_moco_follow_the_micro_batches(tiny, monkeypatch):
+    config, dataset, _ = tiny(batch_size=64, method="moco", queue_size=64, bn_groups=2)
+    fake(monkeypatch, peak, seconds)
+    results = memory_search.search(config, dataset.pretrain.images, int(1.05e9))
+    groups = {r.config.microbatch_size: r.config.bn_groups for r in results}
+    assert groups == {0: 2, 32: 2, 16: 8}
+    results = memory_search.search(config, dataset.pretrain.images, int(1.2e9))
+    text = memory_search.describe(results, int(1.2e9))
+    assert "--microbatch_size=16" in text.splitlines()[-1]
 
 
 def test_a_dry_run_ends_at_its_memory_limit(tiny):

@@ -33,12 +33,15 @@ def plan(config: Config, dataset: datasets.DataSet) -> None:
     available = estimate["memory_bytes"]
     if available and (config.memory_gb or not estimate["fits"]):
         images = dataset.pretrain.images
-        results = memory_search.search(config, images, available)
-        print(memory_search.describe(results, config, available), flush=True)
+        results = memory_search.search(config, images, available, estimate["run"])
+        print(memory_search.describe(results, available, dataset), flush=True)
 
 
 def measure(config: Config, dataset: datasets.DataSet) -> dict:
     """Returns the numbers of the plan: counts, bytes, seconds, images.
+
+    `run` is the result of `dry_run.measure_steps` at the batch size of the config, or
+    None if it was not measured.
 
     Small batches are measured first. If they show that the full batch does not fit into
     memory, the full batch is not measured, and its speed is estimated from a quarter of
@@ -79,6 +82,7 @@ def measure(config: Config, dataset: datasets.DataSet) -> dict:
         "memory_bytes": available,
         "fits": fits and (available is None or peak <= available),
         "tried_batch_size": largest["batch_size"],
+        "run": largest if largest["batch_size"] == config.batch_size else None,
         "images_per_second": 1 / seconds_per_image,
         "seconds": largest["start_seconds"]
         + first_end_extra
