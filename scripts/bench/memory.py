@@ -4,7 +4,8 @@ import time
 
 from bench import harness, training_tasks
 
-BLOCK_ROWS = 1024
+# As `--microbatch_size` chooses them.
+LARGE_BATCH, BLOCK_ROWS = 2048, 1024
 # Network -> settings, images of a micro-batch, batches of the plain step, batches in
 # micro-batches.
 CASES: dict[str, dict[str, tuple]] = {
@@ -20,6 +21,12 @@ CASES: dict[str, dict[str, tuple]] = {
             128,
             (128, 512),
             (512, 1024),
+        ),
+        "ResNet-18, width 0.25, 96 px": (
+            {"depth": 18, "width": 0.25, "stem": "imagenet", "size": 96},
+            128,
+            (128, 512),
+            (512, 1024, 4096),
         ),
         "ResNet-18, width 1, 96 px": (
             {"depth": 18, "width": 1.0, "stem": "imagenet", "size": 96},
@@ -51,37 +58,50 @@ REMAT: dict[str, dict[str, dict]] = {
         }
     },
 }
+TARGET_BATCH = 4096
+# Quantity, its key in a measurement, the largest ratio.
+TARGETS = (
+    ("peak memory", "bytes", 1.25),
+    ("processor time per image", "seconds", 1.5),
+)
 HEADINGS = ("Network", "Step", "Batch", "Peak memory", "against", "CPU per image", "")
 
 
 def measure(options) -> dict:
-    lines = [HEADINGS]
+    lines, rows = [HEADINGS], []
     for name, (network, size, plain, pieces) in CASES[options.size].items():
         runs = [("plain", {**network, "batch": batch}) for batch in plain]
         for batch in pieces:
             settings = {**network, "batch": batch, "microbatch_size": size}
-            if batch >= 4 * BLOCK_ROWS:
+            if batch >= LARGE_BATCH:
                 settings["loss_block_rows"] = BLOCK_ROWS
             runs.append((f"micro-batches of {size}", settings))
-        lines += _lines(name, runs)
+        measured = _measured(runs)
+        lines += _lines(name, runs, measured)
+        rows += _rows(name, runs, measured)
     for name, network in REMAT[options.size].items():
         runs = [("plain", network), ("--remat", {**network, "remat": True})]
-        lines += _lines(name, runs)
+        lines += _lines(name, runs, _measured(runs))
     return {
-        "rows": [],
+        "rows": rows,
         "grid": lines,
         "paragraphs": [PARAGRAPH],
         "clock": "cpu",
     }
 
 
-def _lines(name: str, runs) -> list[tuple]:
-    """Returns a line of the table for each run, relative to the first one."""
+def _measured(runs) -> list[dict]:
+    """Returns what the worker of each run reports."""
     measured = []
     for _, settings in runs:
         with harness.tensorflow_worker("memory", gpu=True, **settings) as task:
             task.ready()
             measured.append(task()["measured"])
+    return measured
+
+
+def _lines(name: str, runs, measured: list[dict]) -> list[tuple]:
+    """Returns a line of the table for each run, relative to the first one."""
     first = measured[0]
     return [
         (
@@ -95,6 +115,21 @@ def _lines(name: str, runs) -> list[tuple]:
         )
         for (step, settings), result in zip(runs, measured, strict=True)
     ]
+
+
+def _rows(name: str, runs, measured: list[dict]) -> list[dict]:
+    """Returns the comparisons of the target batch with the first, plain step."""
+    first, rows = measured[0], []
+    for (_, settings), result in zip(runs, measured, strict=True):
+        if settings["batch"] != TARGET_BATCH:
+            continue
+        size = settings["microbatch_size"]
+        what = f"{name}, batch {TARGET_BATCH} in micro-batches of {size}"
+        for quantity, key, most in TARGETS:
+            ratio = [result[key] / first[key]]
+            against = f"the plain step of batch {runs[0][1]['batch']}"
+            rows.append(harness.row(f"{what}: {quantity}", against, ratio, most=most))
+    return rows
 
 
 def memory(settings: dict):
@@ -129,5 +164,5 @@ PARAGRAPH = (
     "The whole training step, with views, on noise: the peak of two steps above the "
     "memory before them, and the processor time of the second one, relative to the "
     "first line of each network. Each line is a process of its own. From a batch of "
-    f"{4 * BLOCK_ROWS:,} on, micro-batches have --loss_block_rows={BLOCK_ROWS}."
+    f"{LARGE_BATCH:,} on, micro-batches have --loss_block_rows={BLOCK_ROWS}."
 )

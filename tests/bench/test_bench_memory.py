@@ -26,7 +26,10 @@ def test_lines_are_relative_to_the_plain_step(monkeypatch):
 
     monkeypatch.setattr(harness, "tensorflow_worker", Fake)
     record = memory.measure(types.SimpleNamespace(size="full"))
-    assert record["rows"] == []
+    rows = {row["what"]: (row["median"], row["most"]) for row in record["rows"]}
+    what = "ResNet-18, width 0.25, 32 px, batch 4096 in micro-batches of 128"
+    assert rows[f"{what}: peak memory"] == (1.0, 1.25)
+    assert rows[f"{what}: processor time per image"] == (1.0, 1.5)
     lines = {line[:3]: line[3:] for line in record["grid"]}
     small = "ResNet-18, width 0.25, 32 px"
     assert lines[small, "plain", "2,048"][:2] == ("2048 MB", "16.00x")

@@ -60,7 +60,7 @@ def test_the_fastest_combination_that_fits(tiny, monkeypatch, bfloat16):
     line = text.splitlines()[-1]
     assert line.startswith("The fastest that fits: python -m tfsimclr.run --")
     assert "--precision=mixed_bfloat16" in line and "--mode" not in line
-    assert "--microbatch_size=32" in line and "--memory_gb" not in line
+    assert "--remat=true" in line and "--memory_gb" not in line
 
 
 def test_smaller_pieces_until_one_fits(tiny, monkeypatch):
