@@ -14,6 +14,7 @@ import scipy.stats
 from PIL import Image
 
 from tfsimclr.errors import UserError
+from tfsimclr.evaluation import neighbors
 from tfsimclr.modes import report
 from tfsimclr.report import charts, comparison, content, image_map, page, sprites
 from tfsimclr.report.command import command
@@ -88,7 +89,7 @@ def test_the_content_is_that_of_the_run(tags):
     assert f"({page.percent(low)} to {page.percent(high)}) of 60 test images" in text
     assert "1 min 15 s" in text and "900 images/s" in text
     assert "python <x>" in text
-    assert "1 group of the 60 images" in text  # rows 5 and 7 are equal
+    assert "The most similar pairs of the 60 images" in text
     assert "--crop_min_area" in text
 
 
@@ -153,6 +154,35 @@ def test_intervals_are_wilsons(share, count):
     )
     np.testing.assert_allclose(page.wilson(share, count), slow, atol=1e-6)
     assert page.wilson(None, count) is None and page.wilson(share, 0) is None
+
+
+def test_the_most_similar_pairs():
+    rng = np.random.default_rng(0)
+    h = neighbors.normalize(rng.normal(size=(30, 8)))
+    h[7], h[20], h[21] = h[5], h[11], h[11]
+    pairs = page.most_similar_pairs(h, 4)
+    assert [pair[1:] for pair in pairs[:2]] == [(5, 7), (11, 20)]
+    used = [row for pair in pairs for row in pair[1:]]
+    assert len(set(used)) == len(used) == 8
+    similarities = [pair[0] for pair in pairs]
+    assert similarities == sorted(similarities, reverse=True)
+    assert similarities[2] == pytest.approx(h[pairs[2][1]] @ h[pairs[2][2]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "unit", "text"),
+    [
+        (-0.000768, -1.46, "nats", "0.00 to −1.46 nats"),
+        (0.479, 8.86, "%", "0.48 to 8.86 %"),
+        (0.849, 1.43e-6, "", "0.849 to 0.000"),
+        (3e-4, 3e-4, "", "0.000300 to 0.000300"),
+        (10, 1000, "", "10 to 1,000"),
+        (0, 0, "", "0 to 0"),
+        (math.nan, 2, "", "– to 2"),
+    ],
+)
+def test_spans_have_as_many_decimals_as_the_larger_end(first, last, unit, text):
+    assert page.span(first, last, unit) == text
 
 
 def test_queries_are_spread_over_the_classes():

@@ -292,9 +292,16 @@ def _of_files(name, paths: Sequence[str], side: int, ranges) -> Collection:
         [""] * len(paths),
         [None] * len(paths),
         side,
-        files.sha256(*map(_state, paths)),
+        _fingerprint(paths),
         ranges=ranges,
     )
+
+
+def _fingerprint(paths: Sequence[str]) -> str:
+    """Returns what changes if the files may have changed."""
+    # In parts, so that the texts of a million files are not in memory at once.
+    parts = (paths[i : i + 1000] for i in range(0, len(paths), 1000))
+    return files.sha256(*(files.sha256(*map(_state, part)) for part in parts))
 
 
 def _state(path: str) -> str:

@@ -1,5 +1,6 @@
 """Embedding: the features of images, with their paths, in a file (`--mode=embed`)."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -254,17 +255,35 @@ def _embed_batches(
     model: Embedder, images: collections.Collection, start: int, meta: dict[str, Any]
 ) -> Iterator[tuple[Embeddings, tuple[str, ...], int]]:
     """Yields the rows of a batch, its unreadable images and the position behind it."""
-    for batch in images.batches(BATCH_SIZE, start):
+    for batch, checksums in _ahead(images.batches(BATCH_SIZE, start)):
         rows = batch.rows.tolist()
         embedded = Embeddings(
             paths=[images.paths[row] for row in rows],
             splits=[images.splits[row] for row in rows],
             labels=[images.labels[row] for row in rows],
-            checksums=[files.sha256(image) for image in batch.images],
+            checksums=checksums,
             features=model.features(batch.images),
             meta=meta,
         )
         yield embedded, batch.unreadable, batch.stop
+
+
+def _ahead(
+    batches: Iterator[collections.Batch],
+) -> Iterator[tuple[collections.Batch, list[str]]]:
+    """Yields batches with their checksums; a thread reads the next one meanwhile."""
+
+    def following():
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        return batch, [files.sha256(image) for image in batch.images]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(following)
+        while (result := pending.result()) is not None:
+            pending = pool.submit(following)
+            yield result
 
 
 def _concatenated(parts: Sequence[Embeddings], meta: dict[str, Any]) -> Embeddings:

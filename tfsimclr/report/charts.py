@@ -53,8 +53,14 @@ def curves(lines: dict[str, tuple], ylabel: str, title: str, log: bool = False) 
                 marker="o" if len(epochs) == 1 else None,
                 label=label,
             )
+        values = np.concatenate([np.asarray(v, float) for _, v in lines.values()])
         if log:
             axes.set_yscale("log")
+        elif np.nanmin(values, initial=0) >= 0 and len(values):
+            # A constant rate is not shown as if it moved.
+            axes.set_ylim(bottom=0)
+        if not log:
+            axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlabel("epoch")
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

@@ -9,15 +9,14 @@ import jinja2
 import numpy as np
 
 from tfsimclr import files
-from tfsimclr.evaluation import duplicates, label_free, neighbors
+from tfsimclr.evaluation import label_free, neighbors
 from tfsimclr.report import charts, image_map, sprites
 from tfsimclr.report.content import Pictures, Record
 
 NUM_QUERIES = 12
 NUM_NEIGHBORS = 8
 NUM_OUTLIERS = 12
-NUM_DUPLICATES = 12
-DUPLICATE_SIMILARITY = 0.99
+NUM_PAIRS = 12
 OUTLIER_NEIGHBORS = 10
 MAX_MATRIX_CLASSES = 16
 NUM_CONFUSIONS = 12
@@ -57,7 +56,6 @@ def run_page(
         "versions": _versions(result),
         "command": command,
         "pictures": None,
-        "duplicate_similarity": DUPLICATE_SIMILARITY,
     }
     if pictures is not None:
         content["pictures"] = _picture_sections(
@@ -95,6 +93,23 @@ def percent(share: float | None, digits: int = 1) -> str:
     if share is None or not math.isfinite(share):
         return "–"
     return f"{100 * share:.{digits}f} %"
+
+
+def span(first: float, last: float, unit: str = "") -> str:
+    """Returns two values as text, such as `0.00 to −1.46 nats`.
+
+    Both have the same number of decimals: three digits of the larger one.
+    """
+    if not (math.isfinite(first) and math.isfinite(last)):
+        ends = [f"{x:.3g}" if math.isfinite(x) else "–" for x in (first, last)]
+    else:
+        largest = max(abs(first), abs(last))
+        digits = 2 - math.floor(math.log10(largest)) if largest else 0
+        digits = min(max(digits, 0), 9)
+        # Adding zero turns -0.0 into 0.0.
+        ends = [f"{round(x, digits) + 0.0:,.{digits}f}" for x in (first, last)]
+    text = " to ".join(ends).replace("-", "−")
+    return f"{text} {unit}".rstrip()
 
 
 def wilson(share: float | None, count: int) -> tuple[float, float] | None:
@@ -185,11 +200,18 @@ def facts(result: dict) -> list[tuple[str, str]]:
     if config.get("selective_kernel"):
         encoder += ", selective kernels"
     rows = [
-        ("method", f"{config['method']}, {config['proj_layers']} head layers"),
+        (
+            "method",
+            f"{config['method']}, {_some_of(config['proj_layers'], 'head layer')}",
+        ),
         ("encoder", encoder),
         ("views", f"{config['image_size']} pixels a side"),
         ("optimizer", f"{config['optimizer']}, batch size {config['batch_size']}"),
-        ("training", f"{cost.get('epochs')} epochs, {cost.get('steps', 0):,} steps"),
+        (
+            "training",
+            f"{_some_of(cost.get('epochs'), 'epoch')}, "
+            f"{_some_of(cost.get('steps', 0), 'step')}",
+        ),
         ("time", duration(cost.get("seconds"))),
         ("speed", f"{rate:,.0f} images/s" if rate else "–"),
         ("memory", f"{memory / 1e9:.2f} GB at most" if memory else "–"),
@@ -216,7 +238,7 @@ def data_facts(result: dict) -> list[tuple[str, str]]:
     classes = result.get("class_names") or []
     if classes:
         shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-        rows.append(("classes", f"{len(classes)}: {shown}"))
+        rows.append(("classes", f"{len(classes):,}: {shown}"))
     return rows + _described(result.get("data"))
 
 
@@ -250,6 +272,11 @@ def _described(data: dict | None) -> list[tuple[str, str]]:
     return rows
 
 
+def _some_of(count: int, noun: str) -> str:
+    """Returns a number with its noun, such as `1 epoch` or `40 epochs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _some(entries: list, count: int = 5) -> str:
     """Returns the first of some entries, and how many there are in all."""
     text = "; ".join(str(entry) for entry in entries[:count])
@@ -274,19 +301,20 @@ _CHARTS = {
         False,
         {"loss_above_chance": "training", "val_loss_above_chance": "held out"},
     ),
-    "Loss": ("loss", False, {"loss": "training", "val_loss": "held out"}),
+    "Loss": ("", False, {"loss": "training", "val_loss": "held out"}),
     "Contrastive top-1": (
         "%",
         False,
         {"contrastive_top1": "training", "val_contrastive_top1": "held out"},
     ),
-    "Learning rate": ("rate", False, {"learning_rate": "learning rate"}),
-    "Gradient norm": ("norm", True, {"gradient_norm": "gradient norm"}),
+    "Learning rate": ("", False, {"learning_rate": "learning rate"}),
+    "Gradient norm": ("", True, {"gradient_norm": "gradient norm"}),
     "Effective rank": (
         "dimensions",
         False,
         {"effective_rank": "h", "z_effective_rank": "z"},
     ),
+    "Alignment of the views": ("", False, {"alignment": "z"}),
 }
 
 
@@ -308,14 +336,19 @@ def training_curves(history: list[dict]) -> list[dict]:
             numbers = [math.nan if value is None else value for value in values]
             numbers = [100 * n if unit == "%" else n for n in numbers]
             lines[label] = (epochs, numbers)
-            ends.append(f"{label} {numbers[0]:.3g} to {numbers[-1]:.3g}")
+            text = span(numbers[0], numbers[-1], unit)
+            ends.append((label, text))
         if not lines:
             continue
         numbers = [n for _, values in lines.values() for n in values]
         # Below a factor of ten, a logarithmic axis has no round number to label.
         log = log and min(numbers) > 0 and max(numbers) > 10 * min(numbers)
-        caption = f"First to last epoch: {'; '.join(ends)}."
-        svg = charts.curves(lines, unit, f"{title}. {caption}", log)
+        texts = [
+            text if len(ends) == 1 else " ".join((label, text)) for label, text in ends
+        ]
+        caption = f"First to last epoch: {'; '.join(texts)}."
+        label = unit or title.lower()
+        svg = charts.curves(lines, label, f"{title}. {caption}", log)
         shown.append({"title": title, "svg": svg, "caption": caption})
     return shown
 
@@ -489,7 +522,7 @@ def _neighbors(pictures: Pictures, thumbnails: list[dict], seed: int) -> dict:
     if len(np.unique(labels[known])) > 1:
         agreement = [
             {
-                "label": feature_label(name),
+                "label": FEATURE_LABELS.get(name, name),
                 "share": float((labels[rows] == labels[:, None])[known].mean()),
             }
             for name, (_, rows) in nearest.items()
@@ -542,23 +575,45 @@ def _map(h, pictures: Pictures, class_names, sheet, texts, thumbnails) -> dict |
 
 
 def _unusual(h: np.ndarray, thumbnails: list[dict]) -> dict:
-    """Returns groups of near-duplicates and the images with the fewest likes."""
+    """Returns the most similar pairs of images, and the images least like any other."""
     if len(h) < 2:
-        return {"duplicates": [], "outliers": [], "num_groups": 0}
-    first, second, _ = duplicates.pairs_above(h, DUPLICATE_SIMILARITY)
-    groups = duplicates.groups(len(h), first, second)
+        return {"similar": [], "outliers": []}
     mean = neighbors.mean_similarity(h, OUTLIER_NEIGHBORS)
     return {
-        "num_groups": len(groups),
-        "duplicates": [
+        "similar": [
             {
-                "thumbnails": [thumbnails[row] for row in rows[:NUM_NEIGHBORS]],
-                "more": max(0, len(rows) - NUM_NEIGHBORS),
+                "thumbnails": [thumbnails[row] for row in rows],
+                "similarity": f"{similarity:.3f}",
             }
-            for rows in groups[:NUM_DUPLICATES]
+            for similarity, *rows in most_similar_pairs(h, NUM_PAIRS)
         ],
         "outliers": [
             {**thumbnails[row], "similarity": f"{mean[row]:.2f}"}
             for row in np.argsort(mean, kind="stable")[:NUM_OUTLIERS].tolist()
         ],
     }
+
+
+def most_similar_pairs(h: np.ndarray, count: int) -> list[tuple[float, int, int]]:
+    """Returns the pairs of the highest cosine similarity, each row in one pair at most.
+
+    Args:
+        h: Features, `[n, d]`.
+        count: Most pairs to return.
+
+    Returns:
+        Similarity and the two rows of each pair, the most similar pair first.
+    """
+    near, rows = neighbors.nearest_others(h, NUM_NEIGHBORS)
+    pairs: list[tuple[float, int, int]] = []
+    used: set[int] = set()
+    for place in np.argsort(-near, axis=None, kind="stable").tolist():
+        first, column = divmod(place, near.shape[1])
+        second = int(rows[first, column])
+        if first in used or second in used:
+            continue
+        used |= {first, second}
+        pairs.append((float(near[first, column]), *sorted((first, second))))
+        if len(pairs) == count:
+            break
+    return pairs

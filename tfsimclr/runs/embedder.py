@@ -159,10 +159,20 @@ def description(image_size: int, model) -> dict:
 
 
 def _embedder(outputs, layers, image_size: int, checksum: str) -> Embedder:
-    # One trace for all batches: the last one is smaller, and queries have other sizes.
-    spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-    function = tf.function(outputs, input_signature=[spec])
-    shapes = function.get_concrete_function().output_shapes
+    traced = tf.function(outputs)
+    functions: dict[tuple, Callable] = {}
+
+    def function(images: tf.Tensor):
+        # One trace for each size of images: where it is that of the network, nothing is
+        # resized. Their number stays open, because the last batch is smaller.
+        shape = (None, *images.shape[1:])
+        if shape not in functions:
+            spec = tf.TensorSpec(shape, tf.uint8, name="images")
+            functions[shape] = traced.get_concrete_function(spec)
+        return functions[shape](images)
+
+    spec = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="images")
+    shapes = traced.get_concrete_function(spec).output_shapes
     dims = {name: int(shape[-1]) for name, shape in zip(layers, shapes, strict=True)}
     return Embedder(function, dims, int(image_size), checksum)
 

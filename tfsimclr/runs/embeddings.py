@@ -28,6 +28,7 @@ from tfsimclr.runs import folder as run_folder
 FORMAT = 1
 ENDINGS = (".parquet", ".npz", ".csv")
 PART_BYTES = 1 << 24
+ROW_BYTES = 256  # of a path and a checksum, about
 PART_SECONDS = 60.0
 _META = b"tfsimclr"
 _COLUMNS = ("path", "split", "label", "checksum")
@@ -218,6 +219,7 @@ class EmbeddingWriter:
         self.position = stop
         self.num_rows += len(rows)
         self._bytes += sum(values.nbytes for values in rows.features.values())
+        self._bytes += ROW_BYTES * len(rows)
         is_late = time.monotonic() - self._last > PART_SECONDS
         if self._bytes >= PART_BYTES or is_late:
             self.flush()
