@@ -258,14 +258,14 @@ def report(table: pd.DataFrame, note: str = "") -> str:
             cells.append("")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     learned, better = table["learned"].astype(bool), table["linear_gain"] > 0
+    first, second = table[learned & ~better], table[~learned & better]
     lines += [
         "",
         f"The verdict is about views, not about classes: {(learned & better).sum()} of "
         f"{len(table)} runs have learned by the verdict and a linear top-1 of h above "
         f"both baselines, {(~learned & ~better).sum()} neither, "
-        f"{(learned & ~better).sum()} only the first ({_names(table[learned & ~better])}"
-        f") and {(~learned & better).sum()} only the second "
-        f"({_names(table[~learned & better])}).",
+        f"{len(first)} only the first ({_names(first)}) and {len(second)} only the "
+        f"second ({_names(second)}).",
     ]
     return "\n".join(lines) + "\n"
 
