@@ -1,12 +1,16 @@
 """Runs that start from weights: training, resume, identity, scores and defaults."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
+import time
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.legacy.saving import legacy_h5_format
 
 from tfsimclr import build, resolve
 from tfsimclr.errors import UserError
@@ -157,38 +161,100 @@ def test_keras_publishes_no_weights_for_our_resnets(tiny):
         tiny(init="imagenet")
 
 
-def test_without_a_network_the_download_fails_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+@pytest.fixture
+def keras_cache(monkeypatch, tmp_path):
+    """Returns the empty folder to which Keras downloads; there is no network."""
+    monkeypatch.setattr(keras.src.backend.config, "_KERAS_DIR", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", applications.NAMES)
+def test_without_a_network_the_download_fails_in_one_line(name, keras_cache):
+    start = time.monotonic()
     with pytest.raises(UserError, match="could not load its weights") as error:
-        applications.published_weights("mobilenetv3small")
-    assert "\n" not in str(error.value)
+        applications.published_weights(name)
+    assert "\n" not in str(error.value) and "~/.keras/models" in str(error.value)
+    # Most of it is building the network.
+    assert time.monotonic() - start < 60
 
 
-def test_published_weights_are_loaded(monkeypatch, tiny, tmp_path):
-    """In place of the download stands a file of random weights, as Keras writes it."""
-    original = applications._original("mobilenetv3small", weights=None)
+# Encoder -> module of Keras, key of the checksums, name of the file that it downloads.
+DOWNLOADS = {
+    "mobilenetv3small": (
+        keras.src.applications.mobilenet_v3,
+        "small_224_1.0_float",
+        "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
+    ),
+    "efficientnetv2b0": (
+        keras.src.applications.efficientnet_v2,
+        "b0",
+        "efficientnetv2-b0_notop.h5",
+    ),
+    "convnexttiny": (
+        keras.src.applications.convnext,
+        "convnext_tiny",
+        "convnext_tiny_notop.h5",
+    ),
+}
+
+
+def with_random_weights(name):
+    """Returns Keras's network as its documentation builds it, and its preprocessing."""
+    module = DOWNLOADS[name][0]
+    build_network = getattr(module, applications._APPLICATIONS[name][0])
+    network = build_network(weights=None, include_top=False, pooling="avg")
     rng = np.random.default_rng(0)
-    for variable in original.variables:
-        variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-    path = tmp_path / "published.weights.h5"
-    original.save_weights(path)
+    for variable in network.weights:
+        fan_in = max(1, int(np.prod(variable.shape[:-1])))
+        value = rng.normal(0, fan_in**-0.5, variable.shape)
+        if "variance" in variable.path:
+            value = rng.uniform(0.5, 1.5, variable.shape)
+        variable.assign(value)
+    return network, module.preprocess_input
 
-    def get_file(name, origin, **options):
-        assert "mobilenet_v3_small_224_1.0" in origin
-        return str(path)
 
-    monkeypatch.setattr(
-        keras.src.applications.mobilenet_v3.file_utils, "get_file", get_file
-    )
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv3small",
+        pytest.param("efficientnetv2b0", marks=pytest.mark.slow),
+        pytest.param("convnexttiny", marks=pytest.mark.slow),
+    ],
+)
+def test_published_weights_give_the_features_of_keras(
+    name, keras_cache, monkeypatch, tiny
+):
+    """Keras's cache has a file of random weights, in the format of the published one.
+
+    Keras finds it there, and compares its checksum with that of the published file,
+    which is replaced.
+    """
+    network, preprocess = with_random_weights(name)
+    module, key, file = DOWNLOADS[name]
+    # Older than the format of `save_weights`; Keras tells it by the name of the file.
+    with h5py.File(keras_cache / file, "w") as opened:
+        legacy_h5_format.save_weights_to_hdf5_group(opened, network)
+    checksum = hashlib.md5((keras_cache / file).read_bytes()).hexdigest()
+    assert key in module.WEIGHTS_HASHES
+    monkeypatch.setitem(module.WEIGHTS_HASHES, key, (None, checksum))
     config, _, _ = tiny(
-        backbone="mobilenetv3small",
-        width=None,
-        stem="auto",
-        init="imagenet",
-        image_size=32,
+        backbone=name, width=None, stem="auto", init="imagenet", image_size=32
     )
     assert config.input_norm is None
-    model = build.method(config, 1, weights=resolve.initial_weights(config))
-    for a, b in zip(model.encoder.variables, original.variables, strict=True):
-        np.testing.assert_array_equal(a, b)
+    weights = resolve.initial_weights(config)
+    model = build.method(config, 1, weights=weights)
+    assert len(weights.report(model.encoder).loaded) == len(network.weights)
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), "uint8")
+    expected = network.predict(preprocess(images.astype("float32")), verbose=0)
+    assert np.std(expected) > 0.01
+    h = model.encoder(images / np.float32(255), training=False)
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_damaged_download_is_one_line(keras_cache):
+    file = keras_cache / DOWNLOADS["mobilenetv3small"][2]
+    file.write_bytes(b"half of it")
+    with pytest.raises(UserError, match="could not load its weights"):
+        applications.published_weights("mobilenetv3small")
