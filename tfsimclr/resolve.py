@@ -64,7 +64,7 @@ MODES_OF_SETTING = {
 GPU_STEPS_PER_CHECK = 16
 # From this batch on micro-batches need less memory than the similarity matrix.
 LARGE_BATCH = 2048
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 256
 # Mode that works on a trained network -> the other settings that it uses.
 _OF_TRAINED = ("mode", "workdir", "data_dir", "cache_dir", "image_size")
 SETTINGS_OF_MODE = {

@@ -5,7 +5,7 @@ import time
 from bench import harness, training_tasks
 
 # As `--microbatch_size` chooses them.
-LARGE_BATCH, BLOCK_ROWS = 2048, 1024
+LARGE_BATCH, BLOCK_ROWS = 2048, 256
 # Network -> settings, images of a micro-batch, batches of the plain step, batches in
 # micro-batches.
 CASES: dict[str, dict[str, tuple]] = {

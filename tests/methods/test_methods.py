@@ -120,6 +120,8 @@ def test_float16_trains(tiny, name):
 def test_it_is_resumed_scored_and_exported(tiny, name, tmp_path, monkeypatch):
     tf.config.experimental.enable_op_determinism()
     settings = {"deterministic": True, **ROWS[name].settings}
+    if name == "moco_v3":
+        settings["microbatch_size"] = 4
     _, _, folder = run(tiny, **settings)
     whole, _ = checkpoints.load_latest(folder / "checkpoints")
     config, dataset, _ = tiny(**settings, workdir=str(tmp_path / "stopped"))

@@ -8,10 +8,11 @@ import pytest
 import tensorflow as tf
 from method_rows import ROWS
 
-from tfsimclr import build
+from tfsimclr import build, resolve
 from tfsimclr.errors import UserError
 from tfsimclr.methods.classifier import Classifier
 from tfsimclr.methods.simclr import SimCLR
+from tfsimclr.modes import dry_run
 from tfsimclr.networks import heads, norms, resnet
 from tfsimclr.views.random_view import Views
 
@@ -21,6 +22,8 @@ METHODS = [
     pytest.param(row, id=name, marks=[pytest.mark.slow] * row.slow)
     for name, row in ROWS.items()
 ]
+
+BASIC = ["simclr", "momentum_simclr", "moco", "moco_v3", "byol", "simsiam"]
 
 
 @pytest.fixture
@@ -158,6 +161,32 @@ def test_remat_is_the_plain_step(tiny):
     checkpointed = gradients(build.method(config, 10))
     plain = gradients(build.method(dataclasses.replace(config, remat=False), 10))
     assert_equal_steps(checkpointed, plain, 1e-4)
+
+
+@pytest.mark.slow
+def test_2048_in_micro_batches_need_less_memory_than_1024_at_once(tiny):
+    images = np.random.default_rng(0).integers(0, 256, (2048, 32, 32, 3), "uint8")
+    plain, _, _ = tiny(image_size=32)
+    plain = dataclasses.replace(plain, batch_size=1024)
+    pieces = dataclasses.replace(plain, batch_size=2048, microbatch_size=128)
+    pieces = resolve.resolve_memory(pieces)
+    peaks = []
+    for config in (plain, pieces):
+        run = dry_run.measure_in_subprocess(config, images, timed_steps=1)
+        peaks.append(run["step_peak_bytes"] - run["base_bytes"])
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("row", [ROWS[name] for name in BASIC], ids=BASIC)
+def test_half_precision_of_every_method(small, row, policy):
+    """Against float32; the networks alone are compared with a tape in test_pieces."""
+    config = small(**row.settings, microbatch_size=4)
+    full = gradients(build.method(config, 10, num_images=16))
+    config = dataclasses.replace(config, precision=policy)
+    half = gradients(build.method(config, 10, num_images=16))
+    assert_equal_steps(half[:1] + ({}, half[2]), full[:1] + ({}, full[2]), 0.05)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
 
 import h5py
 import keras
@@ -170,14 +169,10 @@ def keras_cache(monkeypatch, tmp_path):
     return tmp_path / "models"
 
 
-@pytest.mark.parametrize("name", applications.NAMES)
-def test_without_a_network_the_download_fails_in_one_line(name, keras_cache):
-    start = time.monotonic()
+def test_without_a_network_the_download_fails_in_one_line(keras_cache):
     with pytest.raises(UserError, match="could not load its weights") as error:
-        applications.published_weights(name)
+        applications.published_weights("mobilenetv3small")
     assert "\n" not in str(error.value) and "~/.keras/models" in str(error.value)
-    # Most of it is building the network.
-    assert time.monotonic() - start < 60
 
 
 # Encoder -> module of Keras, key of the checksums, name of the file that it downloads.

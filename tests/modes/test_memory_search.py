@@ -80,11 +80,11 @@ def test_large_batches_have_row_blocks(tiny, monkeypatch):
     fake(monkeypatch, peak, seconds)
     results = memory_search.search(config, dataset.pretrain.images, int(3e9))
     pieces = [r for r in results if r.config.microbatch_size and r.peak_bytes]
-    assert pieces[0].config.loss_block_rows == 1024
+    assert pieces[0].config.loss_block_rows == 256
     # The plain step does not fit: it is tried with row blocks too.
     blocks = {r.config.loss_block_rows for r in results if not r.config.microbatch_size}
-    assert blocks == {0, 1024}
-    assert "--loss_block_rows=1024" in memory_search.describe(results, int(3e9))
+    assert blocks == {0, 256}
+    assert "--loss_block_rows=256" in memory_search.describe(results, int(3e9))
 
 
 def test_the_step_that_the_plan_measured_is_not_measured_again(tiny, monkeypatch):

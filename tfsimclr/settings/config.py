@@ -254,7 +254,7 @@ class Config:
         "Rows of simclr's similarity matrix that are computed at a time; a divisor of "
         "the batch size times the views of an image. Saves memory at batches in the "
         "thousands. 0 computes all at once, except with --microbatch_size and a batch "
-        "of at least 2048: then about 1024 rows.",
+        "of at least 2048: then 256 rows or a few less.",
         minimum=0,
     )
     ema_decay: float | None = option(
