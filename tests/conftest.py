@@ -10,12 +10,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core each
 
 import keras
 import pytest
+import tensorflow as tf
 
 from tfsimclr import build, resolve
 from tfsimclr.data import textures
 from tfsimclr.modes import finetune, pretrain
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings.config import Config
+
+# For tests of several devices. TensorFlow allows it only before its first operation,
+# and all other tests use the first device.
+LOGICAL_CPUS = 4
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * LOGICAL_CPUS,
+)
 
 
 @pytest.fixture(autouse=True)

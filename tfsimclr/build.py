@@ -118,8 +118,13 @@ def method(
             norm=config.norm,
             name="predictor",
         )
-    memory: dict = {"microbatch_size": config.microbatch_size, "remat": config.remat}
-    return entry.method(network, head, views, seed=config.seed, **memory, **arguments)
+    common: dict = {
+        "seed": config.seed,
+        "microbatch_size": config.microbatch_size,
+        "remat": config.remat,
+        "sync_batch_norm": config.sync_batch_norm,
+    }
+    return entry.method(network, head, views, **common, **arguments)
 
 
 def schedule(config: Config, steps_per_epoch: int) -> schedules.Schedule:

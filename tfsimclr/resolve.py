@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
+from tfsimclr.distribution import strategies
 from tfsimclr.errors import UserError
 from tfsimclr.methods import LOCAL_VIEWS, METHODS
 from tfsimclr.methods.simclr import LOSSES
@@ -43,6 +44,8 @@ MODES_OF_SETTING = {
     "finetune_seed": ("finetune", "distill"),
     "microbatch_size": ("all", "pretrain", "plan"),
     "remat": ("all", "pretrain", "plan"),
+    "strategy": (*_TRAINING, "plan"),
+    "sync_batch_norm": (*_TRAINING, "plan"),
     "formats": ("all", "export"),
     "images": ("embed",),
     "layers": ("embed", "search"),
@@ -311,6 +314,7 @@ def resolve(config: Config, images: datasets.DataSet) -> Config:
     config = dataclasses.replace(config, val_share=share)
     count -= sampling.num_validation(count, share)
     config = resolve_memory(resolve_method(config, count))
+    check_devices(config, num_devices(config))
     # The head checks it too, but only after the run folder is made.
     for name in ("proj_activation", "pred_activation"):
         value = getattr(config, name)
@@ -528,6 +532,59 @@ def large_loss_blocks(config: Config) -> int:
     if config.batch_size < LARGE_BATCH or not has_rows:
         return 0
     return _largest_divisor(config.batch_size * config.total_views, BLOCK_ROWS)
+
+
+def num_devices(config: Config) -> int:
+    """Returns the number of devices that share the training; 1 in other modes."""
+    if config.mode not in MODES_OF_SETTING["strategy"]:
+        return 1
+    return strategies.num_replicas(strategies.make(config.strategy))
+
+
+def check_devices(config: Config, devices: int) -> None:
+    """Raises a UserError if the settings do not suit the number of devices.
+
+    Args:
+        config: Resolved in all other settings.
+        devices: Number of devices, over all machines.
+    """
+    if config.mode != "finetune":  # which has a batch of its own
+        _check_parts_of_batch(config, devices)
+    if config.sync_batch_norm or config.mode not in MODES_OF_SETTING["strategy"]:
+        return
+    size, groups = config.microbatch_size, config.bn_groups or 1
+    reasons = {
+        "on one device: it would change the run": devices == 1,
+        f"to --norm={config.norm}": config.norm != "batch",
+        f"to --bn_groups={groups}, sub-batches of one device": groups > 1,
+        f"to --microbatch_size={size}, over which batch norm runs": bool(size),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(
+                f"--sync_batch_norm=false means nothing {reason}. Leave it out."
+            )
+
+
+def _check_parts_of_batch(config: Config, devices: int) -> None:
+    batch, size = config.batch_size, config.microbatch_size
+    groups = config.bn_groups or 1
+    if batch % devices:
+        raise UserError(
+            f"--batch_size={batch} must be a multiple of the {devices} devices that "
+            f"share it. Use {batch // devices * devices or devices}, or other devices."
+        )
+    if size and batch // devices % size:
+        raise UserError(
+            f"--microbatch_size={size} must divide the {batch // devices} images of "
+            f"each of the {devices} devices. Use "
+            f"{_largest_divisor(batch // devices, size)}."
+        )
+    if groups > 1 and groups % (batch // (size or batch // devices)):
+        raise UserError(
+            f"--bn_groups={groups} must be a multiple of the {devices} devices: a "
+            "sub-batch lies on one device. Take another --bn_groups, or other devices."
+        )
 
 
 def _largest_divisor(number: int, limit: int) -> int:

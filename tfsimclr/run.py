@@ -92,10 +92,12 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     from tfsimclr.modes import plan, report
     from tfsimclr.runs import folder, gpu
 
+    resolve.check(config, given, typed)
+    # A cluster must be joined before TensorFlow's first operation.
+    resolve.num_devices(config)
     note = gpu.check()
     if note:
         print(note, file=sys.stderr)
-    resolve.check(config, given, typed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if config.mode in modes.OF_TRAINED:  # makes no run folder

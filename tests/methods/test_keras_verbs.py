@@ -46,7 +46,8 @@ def test_evaluation_is_the_loss_on_fixed_views_and_changes_nothing(tiny, name):
     assert dict(pairs) == pytest.approx(single, rel=1e-5)
     for variable, value in zip(model.optimizer.variables, slots, strict=True):
         np.testing.assert_array_equal(variable, value)
-    assert getattr(model, "_new_keys", None) is None
+    new_keys = getattr(model, "_new_keys", None)
+    assert new_keys is None or new_keys.take() is None
     # The mean over the images: a smaller last batch counts less.
     expected = np.zeros(2)
     for start, stop in ((0, 16), (16, 32), (32, 43)):

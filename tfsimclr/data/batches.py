@@ -30,6 +30,8 @@ def training_batches(
     start_step: int,
     stop_step: int,
     labels: np.ndarray | None = None,
+    parts: range | None = None,
+    num_parts: int = 1,
 ) -> tf.data.Dataset:
     """Returns the training batches start_step, ..., stop_step - 1 of an endless run.
 
@@ -44,10 +46,15 @@ def training_batches(
         start_step: Global step of the first batch, from 0.
         stop_step: Global step after the last batch.
         labels: Int64 `[n]`, or None.
+        parts: Which of the `num_parts` equal parts of every batch to return, one after
+            the other, for devices that share the batches; None is whole batches.
+        num_parts: Number of devices; a divisor of the batch size.
 
     Returns:
-        Data set of uint8 `[batch_size, s, s, 3]`, of known length; with labels, of
-        pairs of it and int64 `[batch_size]`.
+        Data set of uint8 `[batch_size / num_parts, s, s, 3]`; with labels, of pairs of
+        it and int64 `[batch_size / num_parts]`. Its length is known without `parts`;
+        with them it begins again at its end, which `tf.distribute` needs to keep the
+        static shape.
     """
     per_epoch = steps_per_epoch(len(images), batch_size)
     if not 0 <= start_step <= stop_step:
@@ -56,27 +63,39 @@ def training_batches(
             f"got start_step={start_step} and stop_step={stop_step}."
         )
 
+    if batch_size % num_parts:
+        raise UserError(
+            f"batch_size={batch_size} must be a multiple of the {num_parts} devices."
+        )
+    parts_of_step = range(1) if parts is None else parts
+    size = batch_size // num_parts
+
     arrays = [images] if labels is None else [images, labels]
     types = [tf.uint8, tf.int64][: len(arrays)]
 
-    def gather(step: np.ndarray) -> list[np.ndarray]:
-        epoch, piece = divmod(int(step), per_epoch)
+    def gather(number: np.ndarray) -> list[np.ndarray]:
+        step, part = divmod(int(number), len(parts_of_step))
+        epoch, piece = divmod(step, per_epoch)
         order = permutation(len(images), seed, epoch)
-        rows = order[piece * batch_size : (piece + 1) * batch_size]
+        first = piece * batch_size + parts_of_step[part] * size
+        rows = order[first : first + size]
         return [array[rows] for array in arrays]
 
-    def load(step: tf.Tensor):
-        batch = tf.numpy_function(gather, [step], types, stateful=False)
-        parts = zip(batch, arrays, strict=True)
-        batch = [tf.ensure_shape(x, (batch_size, *a.shape[1:])) for x, a in parts]
+    def load(number: tf.Tensor):
+        batch = tf.numpy_function(gather, [number], types, stateful=False)
+        pairs = zip(batch, arrays, strict=True)
+        batch = [tf.ensure_shape(x, (size, *a.shape[1:])) for x, a in pairs]
         return batch[0] if labels is None else tuple(batch)
 
-    steps = tf.data.Dataset.range(start_step, stop_step)
-    loaded = steps.map(load, num_parallel_calls=2, deterministic=True)
+    count = len(parts_of_step)
+    numbers = tf.data.Dataset.range(start_step * count, stop_step * count)
+    if parts is not None:
+        numbers = numbers.repeat()
+    loaded = numbers.map(load, num_parallel_calls=2 * count, deterministic=True)
     options = tf.data.Options()
     # There is nothing to tune, and at its end the tuner is waited for: up to 2 s a fit.
     options.autotune.enabled = False
-    return loaded.prefetch(2).with_options(options)
+    return loaded.prefetch(2 * count).with_options(options)
 
 
 def validation_batches(images, batch_size: int) -> tf.data.Dataset:

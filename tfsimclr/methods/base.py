@@ -1,11 +1,10 @@
 """The training step that every method shares."""
 
-import collections
-
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsimclr.distribution import replicas
 from tfsimclr.errors import UserError
 from tfsimclr.methods import inputs
 from tfsimclr.networks.momentum import MomentumNetwork
@@ -13,13 +12,47 @@ from tfsimclr.networks.names import feature_names
 from tfsimclr.networks.pieces import in_pieces
 from tfsimclr.networks.remat import Rematerialized
 from tfsimclr.views import pending, random_view
+from tfsimclr.views.random_view import Rows
 
 PARTS = ("encoder", "head", "views", "predictor", "local_views")
 OPTIONAL_PARTS = ("predictor", "local_views")
 
-# What the networks make of one view: h and z of the encoder and the head in their own
-# types, p of the predictor (z where there is none) in float32.
-Outputs = collections.namedtuple("Outputs", "h z p")
+
+class Outputs:
+    """What the networks make of one view of the whole batch, each `[n, d]`.
+
+    In a training step on several devices the rows of the other replicas are gathered
+    when an output is first used.
+
+    Attributes:
+        h: Output of the encoder, in its own type.
+        z: Output of the head, in its own type.
+        p: Output of the predictor, or z where there is none, in float32.
+    """
+
+    def __init__(self, h, z, p, training=True):
+        self._of_replica = h, z, p
+        self._gathered = {} if training else dict(enumerate(self._of_replica))
+
+    @property
+    def h(self):
+        return self._of_batch(0)
+
+    @property
+    def z(self):
+        return self._of_batch(1)
+
+    @property
+    def p(self):
+        return self._of_batch(2)
+
+    # Not functools.cached_property: in Python 3.11 and before it holds a lock, and the
+    # threads of the replicas, which meet in `gather`, would wait for each other.
+    def _of_batch(self, position: int):
+        if position not in self._gathered:
+            rows = replicas.gather(self._of_replica[position])
+            self._gathered[position] = rows
+        return self._gathered[position]
 
 
 class Method(keras.Model):
@@ -35,6 +68,9 @@ class Method(keras.Model):
 
     Every random draw is a function of `seed` and `step`. The step counts batches, not
     updates (float16 skips some updates), so a restored model resumes exactly.
+
+    Made in the scope of a `tf.distribute` strategy, it trains on all its devices: each
+    gets a part of the batch, and the step is that of one device with the whole batch.
 
     Args:
         encoder: Images `[n, H, W, 3]` in 0-1 -> h `[n, d]`.
@@ -52,6 +88,9 @@ class Method(keras.Model):
             whole batch, except that batch norm sees one micro-batch at a time.
         remat: Whether the backward pass computes each residual block of the encoder
             again, instead of storing its feature maps (gradient checkpointing).
+        sync_batch_norm: On several devices (`tf.distribute`), whether batch norm in
+            training uses the statistics of the whole batch, or of the images of each
+            device.
         **kwargs: Arguments of `keras.Model`.
     """
 
@@ -74,6 +113,7 @@ class Method(keras.Model):
         local_views=None,
         microbatch_size: int = 0,
         remat: bool = False,
+        sync_batch_norm: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -100,6 +140,7 @@ class Method(keras.Model):
         self.local_views = local_views
         self.microbatch_size = microbatch_size
         self.remat = remat
+        self.sync_batch_norm = sync_batch_norm
         # No Keras object, so the encoder is not tracked and saved a second time.
         self._rematerialized = Rematerialized(encoder) if remat else None
         if not head.built:
@@ -110,10 +151,10 @@ class Method(keras.Model):
             shape=(), dtype="int64", initializer="zeros", trainable=False, name="step"
         )
         self.metric_trackers = {
-            name: keras.metrics.Mean(name=name)
+            name: _Mean(name=name)
             for name in ("loss", "gradient_norm", *self.metric_names)
         }
-        self.metric_trackers["skipped_steps"] = keras.metrics.Sum(name="skipped_steps")
+        self.metric_trackers["skipped_steps"] = _Sum(name="skipped_steps")
         self._features = tf.function(self._features_of_batch, reduce_retracing=True)
         self.built = True
 
@@ -206,7 +247,7 @@ class Method(keras.Model):
 
         networks = self._online_networks()
         outputs = self.pass_through(call, networks, views, training=training)
-        return [Outputs(*of_view) for of_view in outputs]
+        return [Outputs(*of_view, training=training) for of_view in outputs]
 
     def pass_through(
         self, call, networks, views, order=None, training=True
@@ -217,24 +258,31 @@ class Method(keras.Model):
             call: Function: images `[m, s, s, 3]` in 0-1 -> list of `[m, d]`.
             networks: The layers that it calls.
             views: Views of one batch and one size, made or pending.
-            order: None, or the rows of the batch in another order; micro-batches and
-                batch-norm groups are then made of these.
+            order: None, or the rows of the whole batch in another order; each replica
+                takes its part of it, and micro-batches and batch-norm groups are then
+                made of these.
             training: Whether to pass the views in micro-batches.
 
         Returns:
-            For each view the tensors that `call` returns, `[n, d]`, in this order.
+            For each view the tensors that `call` returns, `[n, d]`, in this order; n is
+            the number of images of this replica.
         """
         size, count = self.microbatch_size, len(views)
+        if order is not None and replicas.count() > 1:
+            n = len(order) // replicas.count()
+            order = tf.constant(order)[replicas.index() * n :][:n]
+            order = tf.ensure_shape(order, [n])
+            views = [pending.gather(view) for view in views]
         if not size or not training:
             if order is not None:
                 views = [tf.gather(view, order) for view in views]
             images = views[0] if count == 1 else tf.concat(views, axis=0)
             outputs = [tf.split(o, count) if count > 1 else [o] for o in call(images)]
             return [list(of_view) for of_view in zip(*outputs, strict=True)]
-        n = pending.batch_size(views[0])
+        n = pending.batch_size(views[0]) if order is None else len(order)
         if n is None or n % size:
             raise UserError(
-                f"microbatch_size={size} must divide every batch, got "
+                f"microbatch_size={size} must divide the batch of every device, got "
                 f"{n or 'batches of any size'}. Drop the remainder, or take another "
                 "size."
             )
@@ -281,18 +329,49 @@ class Method(keras.Model):
 
     def train_step(self, data):
         batch = self.prepare_batch(*keras.utils.unpack_x_y_sample_weight(data)[:2])
-        with tf.GradientTape() as tape:
-            loss, logs = self.objective(*batch)
-            scaled_loss = self.optimizer.scale_loss(loss)
         learned = self.learned_variables
-        gradients = tape.gradient(scaled_loss, learned)
+        with replicas.separate_batch_norm(self._separates_batch_norm):
+            with tf.GradientTape() as tape:
+                loss, logs = self.objective(*batch)
+                scaled_loss = self.optimizer.scale_loss(loss)
+            gradients = replicas.mean(tape.gradient(scaled_loss, learned))
         # The scaled value of 1 is the loss scale, which is 1 except in float16.
         scale = self.optimizer.scale_loss(tf.ones([]))
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
+        if replicas.count() > 1:
+            # The optimizer adds up what the replicas give it.
+            gradients = [None if g is None else g / replicas.count() for g in gradients]
+            if self._separates_batch_norm or self.microbatch_size:
+                self._average_moving_statistics()
         self.optimizer.apply(gradients, learned)
         self.step.assign_add(1)
         self.after_update(self.step - 1)
         return self.update_metrics(norm, loss=loss, **logs)
+
+    @property
+    def _separates_batch_norm(self) -> bool:
+        """Whether each replica's batch norm uses the images of the replica alone."""
+        return not self.sync_batch_norm
+
+    def _average_moving_statistics(self) -> None:
+        """Gives all replicas the mean of their moving means and variances.
+
+        All start a step with equal ones, and the update is linear, so this is the
+        update by the mean of their statistics.
+        """
+        state = {
+            id(v): v
+            for network in self._networks()
+            for v in network.non_trainable_variables
+            if tf.as_dtype(v.dtype).is_floating
+        }
+        means = replicas.mean([tf.convert_to_tensor(v) for v in state.values()])
+        for variable, value in zip(state.values(), means, strict=True):
+            variable.assign(value)
+
+    def _networks(self) -> list:
+        """Returns all networks that a training step calls."""
+        return self._online_networks()
 
     def test_step(self, data):
         """Returns the loss and the measures of held-out images; changes no weight."""
@@ -304,7 +383,10 @@ class Method(keras.Model):
         count = tf.cast(tf.shape(images)[0], tf.float32)
         for name, value in values.items():
             self.metric_trackers[name].update_state(value, sample_weight=count)
-        return {name: self.metric_trackers[name].result() for name in values}
+        return {
+            name: replicas.log_value(self.metric_trackers[name].result())
+            for name in values
+        }
 
     def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
         """Exports `call`: images `[n, s, s, 3]` in 0-1 -> `[h, head_1, ..., z]`.
@@ -316,13 +398,17 @@ class Method(keras.Model):
         kwargs.setdefault("input_signature", [spec])
         return super().export(filepath, format, verbose, **kwargs)
 
-    def random_views(self, images, step, count: int = 2, local: int = 0) -> tuple:
+    def random_views(
+        self, images, step, count: int = 2, local: int = 0, rows: Rows | None = None
+    ) -> tuple:
         """Returns `count` views of a batch at a step, then `local` local views.
 
         Each is `[n, s, s, 3]` in 0-1, with the size s of `views` or `local_views`.
         """
+        # `views` may be any function of images and seed, on one device.
+        of_whole = () if rows is None else (rows,)
         return tuple(
-            views(images, seed)
+            views(images, seed, *of_whole)
             for views, seed in self._views_and_seeds(step, count, local)
         )
 
@@ -335,13 +421,19 @@ class Method(keras.Model):
     def step_views(self, images, step) -> tuple:
         """Returns all views of a batch at a step, the local ones last.
 
-        They are pending if the model is trained on micro-batches.
+        They are pending if the model is trained on micro-batches. The images of a
+        replica get the views that they have in the whole batch.
         """
         counts = self.num_views, self.num_local_views
+        rows = None
+        if replicas.count() > 1:
+            n = tf.shape(images)[0] if images.shape[0] is None else images.shape[0]
+            first = replicas.index() * n
+            rows = Rows(first + tf.range(n), replicas.count() * n)
         if not self.microbatch_size:
-            return self.random_views(images, step, *counts)
+            return self.random_views(images, step, *counts, rows=rows)
         return tuple(
-            pending.PendingView(views, images, seed)
+            pending.PendingView(views, images, seed, rows)
             for views, seed in self._views_and_seeds(step, *counts)
         )
 
@@ -360,7 +452,10 @@ class Method(keras.Model):
         self.metric_trackers["skipped_steps"].update_state(skipped)
         for name, value in values.items():
             self.metric_trackers[name].update_state(value)
-        return {name: m.result() for name, m in self.metric_trackers.items()}
+        return {
+            name: replicas.log_value(m.result())
+            for name, m in self.metric_trackers.items()
+        }
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -412,6 +507,7 @@ class Method(keras.Model):
         if self.takes_microbatches:
             config["microbatch_size"] = self.microbatch_size
         config["remat"] = self.remat
+        config["sync_batch_norm"] = self.sync_batch_norm
         return {**super().get_config(), **config}
 
     @classmethod
@@ -421,6 +517,25 @@ class Method(keras.Model):
             if name in config:
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+class _OnEveryReplica(keras.metrics.Metric):
+    """A metric to which every replica of a step adds the same number.
+
+    Keras would add up the replicas' numbers: a sum would be N times too large.
+    """
+
+    def add_variable(self, shape, initializer, dtype=None, aggregation=None, name=None):
+        first = "only_first_replica"
+        return super().add_variable(shape, initializer, dtype, first, name)
+
+
+class _Mean(_OnEveryReplica, keras.metrics.Mean):
+    pass
+
+
+class _Sum(_OnEveryReplica, keras.metrics.Sum):
+    pass
 
 
 class MomentumMethod(Method):
@@ -462,7 +577,7 @@ class MomentumMethod(Method):
             )
 
     def target(self, *views, order=None, training=True) -> list:
-        """Returns z of the average of each view, `[n, d]`.
+        """Returns z of the average of each view of the whole batch, `[n, d]`.
 
         Args:
             *views: As in `project`.
@@ -475,7 +590,12 @@ class MomentumMethod(Method):
 
         networks = self.average.target()
         outputs = self.pass_through(call, networks, views, order, training)
-        return [tf.stop_gradient(z) for (z,) in outputs]
+        keys = [tf.stop_gradient(z) for (z,) in outputs]
+        return [replicas.gather(z) for z in keys] if training else keys
+
+    def _networks(self) -> list:
+        averages = self.average.target() if self.average else []
+        return [*super()._networks(), *averages]
 
     def after_update(self, step):
         if self.average:

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tfsimclr import losses
+from tfsimclr.distribution import replicas
 from tfsimclr.errors import UserError
 from tfsimclr.methods.base import Method
 from tfsimclr.views import random_view
@@ -40,6 +41,8 @@ class Classifier(Method):
 
     def objective(self, view, labels, training=True):
         logits = self(view, training=training)[-1]
+        if training:
+            logits, labels = replicas.gather(logits), replicas.gather(labels)
         right = tf.equal(tf.argmax(logits, axis=1), tf.cast(labels, tf.int64))
         top1 = tf.reduce_mean(tf.cast(right, tf.float32))
         return losses.cross_entropy(logits, labels), {"top1": top1}
@@ -113,6 +116,9 @@ class Student(Method):
 
     def objective(self, view, teacher_logits, training=True):
         logits = self(view, training=training)[-1]
+        if training:
+            logits = replicas.gather(logits)
+            teacher_logits = replicas.gather(teacher_logits)
         same = tf.equal(tf.argmax(logits, axis=1), tf.argmax(teacher_logits, axis=1))
         agreement = tf.reduce_mean(tf.cast(same, tf.float32))
         loss = losses.distillation(logits, teacher_logits, self.temperature)

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tfsimclr import losses
+from tfsimclr.distribution import replicas
 from tfsimclr.errors import UserError
 from tfsimclr.methods.base import MomentumMethod
 from tfsimclr.networks import norms
@@ -75,7 +76,7 @@ class MoCo(MomentumMethod):
         for network in (encoder, head, *self.average.target()):
             norms.set_bn_groups(network, bn_groups)
         self.queue = None
-        self._new_keys = None
+        self._new_keys = replicas.StepValue()
         if queue_size:
             self.queue = self.add_weight(
                 shape=(queue_size, head.dim),
@@ -100,7 +101,7 @@ class MoCo(MomentumMethod):
         positive = tf.reduce_sum(query * key, axis=1)
         hardest = tf.reduce_max(tf.matmul(query, queue, transpose_b=True), axis=1)
         if training:
-            self._new_keys = key  # enqueued after the update of this step
+            self._new_keys.set(key)  # enqueued after the update of this step
         return loss, self._logs(loss, positive > hardest, self.queue_size + 1)
 
     def key(self, view, training=True):
@@ -109,28 +110,38 @@ class MoCo(MomentumMethod):
             return losses.normalize(self.target(view, training=False)[0])
         n = pending.batch_size(view)
         self._divide_into_groups(n)
+        if self.bn_groups == 1 and replicas.count() > 1:  # the order stays as it is
+            return losses.normalize(self.target(view)[0])
+        n *= replicas.count()
         order = norms.shuffle_for_bn(n, self.bn_groups)
         back = sorted(range(n), key=order.__getitem__)
         (z,) = self.target(view, order=order)
         return losses.normalize(tf.gather(z, back))
 
     def _divide_into_groups(self, n: int | None) -> None:
-        """Sets the groups of every batch norm for batches of n images."""
+        """Sets the groups of every batch norm for n images on each device."""
+        devices = replicas.count()
+        pieces = devices * (n // (self.microbatch_size or n)) if n else 1
+        n = n and n * devices
         if n is None or n % self.bn_groups:
             raise UserError(
                 f"MoCo needs batches of one size that {self.bn_groups} groups divide, "
                 f"got {n or 'batches of any size'}. Drop the remainder, or change "
                 "bn_groups."
             )
-        pieces = n // (self.microbatch_size or n)
         if self.bn_groups > 1 and self.bn_groups % pieces:
+            parts = "micro-batches" if self.microbatch_size else "devices"
             raise UserError(
                 f"bn_groups={self.bn_groups} must be a multiple of the {pieces} "
-                f"micro-batches of a batch of {n}. Take another bn_groups or "
-                "microbatch_size."
+                f"{parts} of a batch of {n}. Take another bn_groups or number of "
+                f"{parts}."
             )
         for network in (self.encoder, self.head, *self.average.target()):
             norms.set_bn_groups(network, max(1, self.bn_groups // pieces))
+
+    @property
+    def _separates_batch_norm(self) -> bool:
+        return super()._separates_batch_norm or self.bn_groups > 1
 
     def _symmetric(self, view_a, view_b, training):
         pairs = [
@@ -156,8 +167,7 @@ class MoCo(MomentumMethod):
     def after_update(self, step):
         super().after_update(step)
         if self.queue is not None:
-            self._enqueue(self._new_keys, step)
-            self._new_keys = None
+            self._enqueue(self._new_keys.take(), step)
 
     def _enqueue(self, key, step):
         """Replaces the oldest keys by a batch of new ones."""

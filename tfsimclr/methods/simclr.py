@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfsimclr.distribution import replicas
 from tfsimclr.errors import UserError
 from tfsimclr.evaluation import metrics
 from tfsimclr.losses import multi_view
@@ -125,7 +126,7 @@ class SimCLR(MomentumMethod):
         self.sogclr_gamma = settings.get("sogclr_gamma")
         self.num_images = num_images
         self.log_means = None
-        self._new_means: tuple | None = None
+        self._new_means = replicas.StepValue()
         self.needs_index = loss == "sogclr"
         if num_images is not None:
             # Logarithms: exp(1 / temperature) overflows at small temperatures.
@@ -147,7 +148,7 @@ class SimCLR(MomentumMethod):
                 "loss='sogclr' needs the index of every image beside the images, got "
                 "None. Use model.fit(images, np.arange(len(images)), ...)."
             )
-        return *views, labels
+        return *views, replicas.gather(labels)
 
     def objective(self, *batch, training=True):
         views, index = batch, None
@@ -183,17 +184,17 @@ class SimCLR(MomentumMethod):
             gamma=self.sogclr_gamma,
             **options,
         )
-        self._new_means = index, means  # stored after the update of this step
+        self._new_means.set((index, means))  # stored after the update of this step
         return loss
 
     def after_update(self, step):
         super().after_update(step)
-        if self._new_means is not None:
-            index, means = self._new_means
+        new_means = self._new_means.take()
+        if new_means is not None:
+            index, means = new_means
             rows = tf.cast(index, tf.int64)[:, None]
             updated = tf.tensor_scatter_nd_update(self.log_means, rows, means)
             self.log_means.assign(updated)
-            self._new_means = None
 
     def _projections(self, views, training):
         """Returns z of every view, `[n, d]` float32 each, and the keys or None."""

@@ -5,6 +5,7 @@ import pathlib
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
+from tfsimclr.distribution import strategies
 from tfsimclr.errors import UserError
 from tfsimclr.methods import classifier
 from tfsimclr.runs import classifiers
@@ -37,7 +38,9 @@ def distill(
     Source: Chen et al. 2020 (arXiv:2006.10029), sections 2 and 3.1.
     """
     folder = classifiers.teacher_folder(config)
-    teacher, meta = classifiers.load(folder, config.precision)
+    strategy = strategies.make(config.strategy)
+    with strategies.scope(strategy):
+        teacher, meta = classifiers.load(folder, config.precision)
     _check_fit(config, dataset, folder, meta)
     training = meta.get("distill") or meta["finetune"]
     names = ("backbone", "width", "selective_kernel")
@@ -60,12 +63,14 @@ def distill(
         teacher=lambda view: teacher(view, training=False)[-1],
         temperature=config.temperature,
     )
-    model = classifiers.network(config, "h", len(meta["class_names"]), student)
     schedule = build.schedule(config, len(images) // config.batch_size)
+    with strategies.scope(strategy):
+        model = classifiers.network(config, "h", len(meta["class_names"]), student)
+        optimizer = build.optimizer(config, schedule, model.learned_variables)
     print(f"Distilling {folder}.", flush=True)
     fit.fit(
         model,
-        build.optimizer(config, schedule, model.learned_variables),
+        optimizer,
         schedule,
         images,
         workdir,

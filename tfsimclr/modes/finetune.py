@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfsimclr import build, resolve
 from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
+from tfsimclr.distribution import strategies
 from tfsimclr.errors import UserError
 from tfsimclr.optimizers import lars, schedules
 from tfsimclr.runs import classifiers, loading
@@ -100,12 +101,6 @@ def _train(config, dataset, pretrained, rows, folder, settings) -> None:
         folder: Folder of the result.
         settings: The entry "finetune" of result.json.
     """
-    model = classifiers.network(config, settings["from"], dataset.num_classes)
-    model.seed = settings["seed"]
-    model.encoder.set_weights(pretrained.encoder.get_weights())
-    model.head.take_hidden_layers(pretrained.head)
-    last = model.head.last
-    last.kernel.assign(tf.zeros_like(last.kernel))
     steps = batches.steps_per_epoch(len(rows), settings["batch_size"])
     schedule = schedules.Schedule(
         schedules.scaled_learning_rate(
@@ -114,8 +109,15 @@ def _train(config, dataset, pretrained, rows, folder, settings) -> None:
         total_steps=settings["epochs"] * steps,
         decay="cosine",
     )
-    optimizer = lars.LARS(schedule, momentum=0.9, l2=0.0)
-    optimizer.leave_plain([last.kernel])
+    with strategies.scope(strategies.make(config.strategy)):
+        model = classifiers.network(config, settings["from"], dataset.num_classes)
+        model.seed = settings["seed"]
+        model.encoder.set_weights(pretrained.encoder.get_weights())
+        model.head.take_hidden_layers(pretrained.head)
+        last = model.head.last
+        last.kernel.assign(tf.zeros_like(last.kernel))
+        optimizer = lars.LARS(schedule, momentum=0.9, l2=0.0)
+        optimizer.leave_plain([last.kernel])
     passes = _epochs_per_checkpoint(settings["epochs"], steps)
     split = dataset.train
     all_rows = len(rows) == len(split.images)

@@ -6,6 +6,7 @@ import numpy as np
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
+from tfsimclr.distribution import strategies
 from tfsimclr.runs import initial
 from tfsimclr.settings.config import Config
 from tfsimclr.training import fit
@@ -27,15 +28,17 @@ def pretrain(config: Config, dataset: datasets.DataSet, workdir: pathlib.Path) -
     steps_per_epoch = len(images) // config.batch_size
     weights = initial.load(config, workdir)
     total_steps = config.epochs * steps_per_epoch
-    model = build.method(config, total_steps, len(images), weights)
+    schedule = build.schedule(config, steps_per_epoch)
+    with strategies.scope(strategies.make(config.strategy)):
+        model = build.method(config, total_steps, len(images), weights)
+        optimizer = build.optimizer(config, schedule, model.learned_variables)
     index = np.arange(len(images)) if model.needs_index else None
     if weights is not None:
         print(f"The encoder starts from {config.init}:")
         print("\n".join(weights.report(model.encoder).lines()), flush=True)
-    schedule = build.schedule(config, steps_per_epoch)
     fit.fit(
         model,
-        build.optimizer(config, schedule, model.learned_variables),
+        optimizer,
         schedule,
         images,
         workdir,

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfsimclr.distribution import replicas
 from tfsimclr.errors import UserError
 
 NORMS = ("batch", "group")
@@ -15,7 +16,8 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
     Row i of a batch of n belongs to group i // (n / groups). In training each group is
     normalised by the mean and variance of that group alone. The moving statistics, used
     in inference, follow the average over the groups. With one group it computes what
-    Keras's layer does.
+    Keras's layer does, in a training step on several devices over the images of all of
+    them; groups lie on one device each.
 
     Args:
         groups: Number of groups, at least 1; must divide n.
@@ -32,6 +34,9 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
         self.groups = groups
 
     def call(self, inputs, training=None, mask=None):
+        if self.groups == 1 and training and self.trainable:
+            if replicas.batch_norm_is_shared():
+                return self._over_replicas(inputs)
         if self.groups == 1 and training and self._is_fusible(inputs):
             return self._fused(inputs)
         if self.groups == 1 or not training:
@@ -62,6 +67,24 @@ class SplitBatchNormalization(keras.layers.BatchNormalization):
             x += keras.ops.cast(self.beta, x.dtype)
         shape = (-1 if n is None else n, *inputs.shape[1:])
         return keras.ops.cast(keras.ops.reshape(x, shape), self.compute_dtype)
+
+    def _over_replicas(self, inputs):
+        """Returns the inputs normalised by the statistics of all replicas together."""
+        x = tf.cast(inputs, self.variable_dtype)
+        mean, variance = tf.nn.moments(x, axes=list(range(len(x.shape) - 1)))
+        mean, variance = replicas.combined_moments(mean, variance)
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+        scale = tf.math.rsqrt(variance + self.epsilon)
+        if self.scale:
+            scale *= tf.cast(self.gamma, x.dtype)
+        x = (x - mean) * scale
+        if self.center:
+            x += tf.cast(self.beta, x.dtype)
+        return tf.cast(x, self.compute_dtype)
 
     def _is_fusible(self, inputs) -> bool:
         plain = self.scale and self.center and self.trainable and not self.synchronized

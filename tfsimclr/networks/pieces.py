@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfsimclr.distribution import replicas
+
 
 def in_pieces(call, networks, num_pieces: int):
     """Returns the outputs of every piece of a batch, in the memory of one piece.
@@ -40,7 +42,9 @@ def in_pieces(call, networks, num_pieces: int):
 
     def compute(index, weights, before):
         values = [*zip(learned, weights, strict=True), *zip(state, before, strict=True)]
-        with keras.StatelessScope(state_mapping=values) as scope:
+        scope = keras.StatelessScope(state_mapping=values)
+        # Replicas cannot meet in a loop.
+        with scope, replicas.separate_batch_norm():
             outputs = call(index)
             after = [scope.get_current_value(v) for v in state]
         assigned.update(i for i, v in enumerate(state) if after[i] is not before[i])

@@ -57,7 +57,7 @@ def network(
         flip=config.flip,
         grayscale=0.0,
     )
-    return model_class(encoder, head, views)
+    return model_class(encoder, head, views, sync_batch_norm=config.sync_batch_norm)
 
 
 def description(config: Config, layer: str, class_names, **about) -> dict:

@@ -306,6 +306,27 @@ class Config:
         since="0.3",
     )
 
+    # Devices
+
+    strategy: str = option(
+        "auto",
+        "Devices that share the training; --batch_size is the batch of all of them, "
+        "and the run is the same on any number of devices. mirrored: all GPUs of this "
+        "machine. multi_worker: the machines of the environment variable TF_CONFIG. "
+        "none: one device. auto: multi_worker if TF_CONFIG is set, mirrored if there "
+        "is more than one GPU, otherwise none.",
+        choices=("auto", "none", "mirrored", "multi_worker"),
+        pretraining=False,
+        since="0.3",
+    )
+    sync_batch_norm: bool = option(
+        True,
+        "On several devices, whether batch norm uses the statistics of the whole "
+        "batch. false: those of each device's images, which is faster but depends on "
+        "the number of devices.",
+        since="0.3",
+    )
+
     # Projection head
 
     proj_layers: int = option(

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from tfsimclr import files
+from tfsimclr.distribution.replicas import local_value
 from tfsimclr.errors import UserError
 from tfsimclr.networks.names import NUMBER, stable_paths
 
@@ -160,7 +161,7 @@ def names_of(model) -> dict[str, str]:
 
 def get_state(model) -> dict[str, np.ndarray]:
     """Returns the values of `variables_of(model)`, and the names of the variables."""
-    values = {key: v.numpy() for key, v in variables_of(model).items()}
+    values = {key: local_value(v) for key, v in variables_of(model).items()}
     return {_NAMES: _to_array(names_of(model)), **values}
 
 
@@ -212,7 +213,7 @@ def restore_metrics(model, arrays: dict[str, np.ndarray]) -> None:
 
 def hash_weights(model) -> str:
     """Returns a checksum of all weights, moving averages included."""
-    return files.sha256(*(variable.numpy() for variable in model.variables))
+    return files.sha256(*(local_value(variable) for variable in model.variables))
 
 
 def _misfit(difference: str) -> UserError:

@@ -10,9 +10,12 @@ import sys
 import threading
 
 import numpy as np
+import tensorflow as tf
 
 from tfsimclr import __version__, files
 from tfsimclr.data import batches, sampling
+from tfsimclr.distribution import strategies
+from tfsimclr.errors import UserError
 from tfsimclr.training import progress, recorder, safeguards
 
 HEALTH_IMAGES = 256
@@ -42,8 +45,9 @@ def fit(
     """Trains to the last epoch, from the newest checkpoint of the folder if any.
 
     Args:
-        model: A `Method`, not compiled.
-        optimizer: The optimizer, not built.
+        model: A `Method`, not compiled; if it was made in the scope of a strategy, it
+            trains on the devices of that strategy.
+        optimizer: The optimizer, not built, made in the same scope.
         schedule: The optimizer's learning rate: step -> rate.
         images: uint8 `[n, s, s, 3]`.
         folder: Gets `checkpoints/`, `tensorboard/` and `history.csv`.
@@ -56,7 +60,8 @@ def fit(
         seed: Seed of the order of the images.
         epochs: Epochs; each ends with a row in history.csv and a checkpoint.
         passes: How often an epoch goes over the images.
-        jit_compile: Whether XLA compiles the step.
+        jit_compile: Whether XLA compiles the step, on one device. As in Keras's own
+            default, a step of several devices is not compiled.
         keep_checkpoints: How many checkpoints to keep.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
         steps_per_check: Steps after which the host reads the numbers of these steps and
@@ -72,11 +77,18 @@ def fit(
         KeyboardInterrupt: After SIGINT or SIGTERM; the state is saved by then.
     """
     steps_per_epoch = passes * batches.steps_per_epoch(len(images), batch_size)
-    variables = model.learned_variables
-    model.compile(optimizer=optimizer, jit_compile=jit_compile)
-    # The optimizer of the compiled model wraps ours in float16; the loss scale is a
-    # variable of the wrapper, and must exist before a checkpoint is restored.
-    model.optimizer.build(variables)
+    strategy = strategies.of_model(model)
+    if strategy is not None:
+        count = strategy.num_replicas_in_sync
+        print(f"Training on {count} devices, {batch_size // count} images on each.")
+        if jit_compile:
+            print("Note: a step of several devices is not compiled by XLA.")
+            jit_compile = False
+    with strategies.scope(strategy):
+        model.compile(optimizer=optimizer, jit_compile=jit_compile)
+        # The optimizer of the compiled model wraps ours in float16; the loss scale is
+        # a variable of the wrapper, and must exist before a checkpoint is restored.
+        model.optimizer.build(model.learned_variables)
     safeguard = safeguards.TerminateOnNonFinite(
         folder / recorder.CHECKPOINTS, schedule, remedy, steps_per_check
     )
@@ -103,7 +115,9 @@ def fit(
     val_batches = None
     if validation is not None and len(validation):
         print(f"Training on {len(images)} images; {len(validation)} are held out.")
-        val_batches = batches.validation_batches(validation, batch_size)
+        val_batches = on_all_replicas(
+            strategy, batches.validation_batches(validation, batch_size)
+        )
     is_terminal = sys.stdout.isatty()
     if not is_terminal:
         callbacks.append(progress.EpochLines(epochs, total))
@@ -114,7 +128,9 @@ def fit(
                 -(-last // steps_per_epoch),
             )
             model.fit(
-                batches.training_batches(images, batch_size, seed, first, last, labels),
+                training_batches(
+                    strategy, images, batch_size, seed, first, last, labels
+                ),
                 initial_epoch=first // steps_per_epoch,
                 epochs=last_epoch,
                 steps_per_epoch=steps,
@@ -133,6 +149,59 @@ def fit(
             )
     if val_batches is not None:
         print(describe_validation(saver.history.rows), flush=True)
+
+
+def training_batches(
+    strategy, images, batch_size: int, seed: int, first: int, last: int, labels=None
+):
+    """Returns the batches of `batches.training_batches`, in parts for the replicas.
+
+    Each machine reads only the parts of its own devices.
+
+    Args:
+        strategy: None, or the strategy of the model.
+        images: As `batches.training_batches`; so are the other arguments.
+        batch_size: Images of all devices in a step.
+        seed: As above.
+        first: First step.
+        last: Step after the last one.
+        labels: As above.
+    """
+    arguments = images, batch_size, seed, first, last, labels
+    if strategy is None:
+        return batches.training_batches(*arguments)
+    count = strategy.num_replicas_in_sync
+    if batch_size % count:
+        raise UserError(
+            f"The batch of {batch_size} images must be a multiple of the {count} "
+            "devices."
+        )
+
+    def of_machine(context):
+        here = count // context.num_input_pipelines
+        start = context.input_pipeline_id * here
+        return batches.training_batches(
+            *arguments, parts=range(start, start + here), num_parts=count
+        )
+
+    return strategy.distribute_datasets_from_function(of_machine)
+
+
+def on_all_replicas(strategy, dataset: tf.data.Dataset):
+    """Returns a data set that gives every replica the same, whole batches."""
+    if strategy is None:
+        return dataset
+
+    def of_machine(context):
+        here = strategy.num_replicas_in_sync // context.num_input_pipelines
+        repeated = dataset.flat_map(
+            lambda *batch: tf.data.Dataset.from_tensors(
+                batch if len(batch) > 1 else batch[0]
+            ).repeat(here)
+        )
+        return repeated.prefetch(here)
+
+    return strategy.distribute_datasets_from_function(of_machine)
 
 
 def describe_validation(rows: list[dict]) -> str:

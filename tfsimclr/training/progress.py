@@ -4,6 +4,8 @@ import time
 
 import keras
 
+from tfsimclr.distribution.replicas import local_value
+
 
 class EpochLines(keras.callbacks.Callback):
     """Prints one line at the end of each epoch, with the time left.
@@ -21,11 +23,11 @@ class EpochLines(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._start is None:  # of this process: a resumed run starts at a later step
-            self._start = time.monotonic(), int(self.model.step)
+            self._start = time.monotonic(), int(local_value(self.model.step))
 
     def on_epoch_end(self, epoch, logs=None):
         start, first_step = self._start
-        step, now = int(self.model.step), time.monotonic()
+        step, now = int(local_value(self.model.step)), time.monotonic()
         left = (now - start) / (step - first_step) * (self.total_steps - step)
         names = ("loss", *self.model.metric_names)
         shown = [*names, *(f"val_{name}" for name in names if f"val_{name}" in logs)]

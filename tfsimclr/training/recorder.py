@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsimclr.distribution.replicas import local_value
 from tfsimclr.errors import UserError
 from tfsimclr.training import checkpoints, safeguards
 from tfsimclr.training.health import FeatureHealth
@@ -96,13 +97,13 @@ class Recorder(keras.callbacks.Callback):
         self.epoch_steps = meta["epoch_steps"]
         self.peak_memory = meta["peak_memory_bytes"]
         self.history.write()
-        return int(model.step)
+        return int(local_value(model.step))
 
     def save(self) -> None:
         """Writes a checkpoint of the model, its optimizer and the running epoch."""
         self.peak_memory = max(self.peak_memory, peak_memory())
         meta = {
-            "step": int(self.model.step),
+            "step": int(local_value(self.model.step)),
             "rows": self.history.rows,
             "seconds": self.seconds,
             "epoch_seconds": self._elapsed(),
@@ -111,7 +112,7 @@ class Recorder(keras.callbacks.Callback):
         }
         checkpoints.save(
             self.checkpoint_folder,
-            int(self.model.step),
+            int(local_value(self.model.step)),
             checkpoints.get_state(self.model),
             {**meta, **self.meta},
             keep=self.keep,
@@ -151,7 +152,7 @@ class Recorder(keras.callbacks.Callback):
         images = self.epoch_steps * self.batch_size
         row = {
             "epoch": epoch + 1,
-            "step": int(self.model.step),
+            "step": int(local_value(self.model.step)),
             "learning_rate": safeguards.learning_rate(self.model, self.schedule),
             "loss_scale": safeguards.loss_scale(self.model),
             "images_per_second": images / seconds,

@@ -8,6 +8,8 @@ import typing
 import keras
 import tensorflow as tf
 
+from tfsimclr.distribution.replicas import local_value
+
 # Float16's loss scale starts at 2^15 and is halved at every skipped step, so a run of
 # up to about 20 skips is normal.
 MAX_CONSECUTIVE_SKIPS = 50
@@ -125,7 +127,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
         if not steps:
             return
         float16 = self.model.dtype_policy.name == "mixed_float16"
-        newest = int(self.model.step)
+        newest = int(local_value(self.model.step))
         for number, step in enumerate(steps, newest - len(steps) + 1):
             total_skips = float(step.total_skips)
             skipped = total_skips > self.total_skips
@@ -191,7 +193,7 @@ class CollapseWarning(keras.callbacks.Callback):
 
 def learning_rate(model, schedule) -> float:
     """Returns the learning rate of the last update that was applied."""
-    return float(schedule(max(int(_iterations(model)) - 1, 0)))
+    return float(schedule(max(int(local_value(_iterations(model))) - 1, 0)))
 
 
 def loss_scale(model) -> float:
