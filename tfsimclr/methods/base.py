@@ -28,10 +28,14 @@ class Outputs:
         h: Output of the encoder, in its own type.
         z: Output of the head, in its own type.
         p: Output of the predictor, or z where there is none, in float32.
+
+    Args:
+        of_replica: h, z and p of the rows of this replica.
+        training: Whether to gather; in evaluation every replica has the whole batch.
     """
 
-    def __init__(self, h, z, p, training=True):
-        self._of_replica = h, z, p
+    def __init__(self, of_replica, training: bool):
+        self._of_replica = tuple(of_replica)
         self._gathered = {} if training else dict(enumerate(self._of_replica))
 
     @property
@@ -247,7 +251,7 @@ class Method(keras.Model):
 
         networks = self._online_networks()
         outputs = self.pass_through(call, networks, views, training=training)
-        return [Outputs(*of_view, training=training) for of_view in outputs]
+        return [Outputs(of_view, training) for of_view in outputs]
 
     def pass_through(
         self, call, networks, views, order=None, training=True
