@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfsimclr.errors import UserError
-from tfsimclr.methods import moco
+from tfsimclr.methods import moco, simclr
 from tfsimclr.networks import applications, flops, heads, norms
 from tfsimclr.networks.encoders import ENCODERS
 from tfsimclr.networks.names import stable_paths
@@ -105,6 +105,31 @@ def test_h_is_float32_under_every_precision(policy):
     h = encoder(images(2, 32), training=True)
     assert h.dtype == tf.float32
     assert np.isfinite(h).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", applications.NAMES)
+def test_it_trains_under_every_precision(name, policy):
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    encoder = applications.application(name)
+    head = heads.ProjectionHead(1, dim=8)
+    model = simclr.SimCLR(encoder, head, random_view.Views(32))
+    model.compile(lars.LARS(0.1))
+    if policy == "mixed_float16":
+        model.optimizer.initial_scale = 2.0**4
+        model.optimizer.build(model.learned_variables)
+        model.optimizer.dynamic_scale.assign(2.0**4)
+    kernels = [v for v in encoder.trainable_variables if len(v.shape) > 1]
+    before = [v.numpy() for v in kernels]
+    pixels = (255 * images(8, 32)).astype("uint8")
+    history = model.fit(pixels, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert sum(history["skipped_steps"]) == 0
+    moved = [np.abs(v - b).max() > 0 for v, b in zip(kernels, before, strict=True)]
+    assert all(moved)
+    assert model.features(pixels)["h"].dtype == np.float32
 
 
 def test_batch_norm_can_be_split_where_there_is_one(built):
