@@ -147,6 +147,13 @@ def test_a_failed_report_does_not_end_the_run(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_encoder_without_width_or_stem():
+    result = report_runs.result()
+    assert "width 0.25, stem" in dict(page.facts(result))["encoder"]
+    result["config"] |= {"backbone": "convnexttiny", "width": None, "stem": "auto"}
+    assert dict(page.facts(result))["encoder"] == "convnexttiny"
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.3, 40), (1.0, 7)])
 def test_intervals_are_wilsons(share, count):
     slow = scipy.stats.binomtest(round(share * count), count).proportion_ci(

@@ -196,7 +196,9 @@ def facts(result: dict) -> list[tuple[str, str]]:
     config, cost = result["config"], result.get("pretrain", {})
     rate = cost.get("images_per_second")
     memory = cost.get("peak_memory_bytes")
-    encoder = f"{config['backbone']}, width {config['width']:g}, stem {config['stem']}"
+    encoder = config["backbone"]
+    if config["width"] is not None:  # a ResNet
+        encoder += f", width {config['width']:g}, stem {config['stem']}"
     if config.get("selective_kernel"):
         encoder += ", selective kernels"
     rows = [
