@@ -63,6 +63,7 @@ MODES_OF_SETTING = {
     "keep_checkpoints": _TRAINING,
     "checkpoint_minutes": _TRAINING,
     "steps_per_check": _TRAINING,
+    "worker_timeout": _TRAINING,
 }
 GPU_STEPS_PER_CHECK = 16
 # From this batch on micro-batches need less memory than the similarity matrix.

@@ -15,9 +15,13 @@ import pathlib
 import signal
 import sys
 import tempfile
+import traceback
 
 from absl import app, flags, logging
 
+from tfsimclr import __version__
+from tfsimclr.distribution import cluster as clusters
+from tfsimclr.distribution import workers
 from tfsimclr.errors import UserError
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
@@ -58,22 +62,37 @@ def _main(argv) -> None:
         given, typed = flagfiles.names_given(sys.argv)
         run(configs.from_flags(), given, typed)
     except KeyboardInterrupt as stop:
-        sys.exit(f"{str(stop) or 'Stopped.'} The same command goes on from here.")
+        text = f"{str(stop) or 'Stopped.'} The same command goes on from here."
+        workers.end(text, is_stop=True)
+        sys.exit(text)
     except (UserError, FloatingPointError, OSError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ". Make room; the same command goes on from here."
-        sys.exit(f"tfsimclr: {message}")
+        _exit(message)
     except Exception as error:
         # TensorFlow's and Python's; a full disk came above.
-        if type(error).__name__ != "ResourceExhaustedError" and (
-            not isinstance(error, MemoryError)
+        if type(error).__name__ == "ResourceExhaustedError" or (
+            isinstance(error, MemoryError)
         ):
-            raise
-        sys.exit(
-            "tfsimclr: the memory is exhausted. Lower --batch_size, --image_size or "
-            "--width, or choose a smaller --backbone."
-        )
+            _exit(
+                "the memory is exhausted. Lower --batch_size, --image_size or "
+                "--width, or choose a smaller --backbone."
+            )
+        message = workers.explain(error)
+        if message:
+            _exit(message)
+        if workers.watchdog():
+            traceback.print_exc()
+            workers.end(f"tfsimclr: {type(error).__name__}, see above.")
+        raise
+
+
+def _exit(message: str) -> None:
+    """Ends the program with one line; in a cluster the other workers get it too."""
+    text = f"tfsimclr: {message}"
+    workers.end(text)
+    sys.exit(text)
 
 
 def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
@@ -93,6 +112,14 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     from tfsimclr.runs import folder, gpu
 
     resolve.check(config, given, typed)
+    cluster = _cluster(config, typed)
+    if cluster is not None and config.mode not in modes.TRAINING:
+        if not cluster.is_chief:
+            print(f"--mode={config.mode} runs on the chief alone.")
+            return
+        config = dataclasses.replace(config, strategy="none")
+    elif cluster is not None:
+        config = _join_workers(config, cluster)
     # A cluster must be joined before TensorFlow's first operation.
     resolve.num_devices(config)
     note = gpu.check()
@@ -101,7 +128,8 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if config.mode in modes.OF_TRAINED:  # makes no run folder
-        return modes.OF_TRAINED[config.mode](config)
+        modes.OF_TRAINED[config.mode](config)
+        return
     if config.compare:  # reads run folders, and needs neither data nor a run folder
         report.compare(config)
         return
@@ -121,17 +149,92 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
         config = folder.keep_older_run(
             config, resolve.resolve(config, dataset), dataset
         )
+    _compare_workers(config, dataset)
     if config.mode == "plan":  # makes no run folder
-        return plan.plan(config, dataset)
+        plan.plan(config, dataset)
+        return
     if not config.workdir:
         default = os.path.abspath(config.default_workdir())
         config = dataclasses.replace(config, workdir=default)
+    _run_parts(config, dataset)
+    workers.finish()
+
+
+def _run_parts(config: configs.Config, dataset) -> None:
+    """Runs the functions of the mode in the run folder."""
+    from tfsimclr import modes
+    from tfsimclr.runs import folder
+
+    if not workers.is_chief():
+        # It trains with the others; the chief alone writes and evaluates.
+        modes.MODES[config.mode][0](config, dataset, pathlib.Path(config.workdir))
+        return
     workdir = folder.prepare(config)
     print("\n".join(config.lines()), flush=True)
     with folder.lock(workdir):
         for part in modes.MODES[config.mode]:
             part(config, dataset, workdir)
     print(f"Run folder: {workdir}")
+
+
+def _cluster(config: configs.Config, typed) -> clusters.Cluster | None:
+    """Returns the workers of `TF_CONFIG`, or None if this machine trains alone."""
+    from tfsimclr import modes
+
+    cluster, trains = None, config.mode in (*modes.TRAINING, "plan")
+    if config.strategy in ("auto", "multi_worker"):
+        cluster = clusters.from_environment()
+    if cluster is None and config.strategy == "multi_worker" and trains:
+        raise UserError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG, which "
+            "names two workers or more. Set it on every machine (scripts/launch.py "
+            "does so for a trial on this one), or use --strategy=mirrored for the GPUs "
+            "of one machine."
+        )
+    if cluster is None and "worker_timeout" in typed:
+        raise UserError(
+            "--worker_timeout means nothing without several workers, which the "
+            "environment variable TF_CONFIG names. Leave it out."
+        )
+    return cluster
+
+
+def _join_workers(config: configs.Config, cluster: clusters.Cluster) -> configs.Config:
+    """Returns the config after this worker has met the others."""
+    import keras
+    import numpy
+    import tensorflow as tf
+
+    facts = {
+        "tfsimclr": __version__,
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "NumPy": numpy.__version__,  # it draws the order of the images
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "the number of GPUs": str(len(tf.config.list_physical_devices("GPU"))),
+    }
+    workers.join(cluster, facts, config.worker_timeout)
+    if not cluster.is_chief:
+        sys.stdout = open(os.devnull, "w")  # the chief says the same
+    return dataclasses.replace(config, strategy="multi_worker")
+
+
+def _compare_workers(config: configs.Config, dataset) -> None:
+    """Checks that all workers have the same settings and images."""
+    watchdog = workers.watchdog()
+    if watchdog is None:
+        return
+    from tfsimclr.data import dataset as datasets
+
+    settings = {
+        f"--{name}": str(value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in (*configs.PATHS, "init")
+    }
+    watchdog.check_equal(settings, "Give all workers the same flags.")
+    watchdog.check_equal(
+        datasets.checksums(dataset), "Give all workers the same images."
+    )
 
 
 def _flags_file(config: configs.Config) -> pathlib.Path:
@@ -163,7 +266,9 @@ def _tensorflow():
     os.environ["KERAS_NNX_ENABLED"] = "false"
     # It would compile the reading of the images too, which XLA cannot.
     os.environ.pop("TF_FUNCTION_JIT_COMPILE_DEFAULT", None)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of several workers TensorFlow logs every connection that ends; one line says why.
+    level = "3" if os.environ.get("TF_CONFIG") else "2"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", level)
     logging.set_verbosity(logging.ERROR)
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as notices:

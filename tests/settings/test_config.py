@@ -43,7 +43,7 @@ AFTER_PRETRAINING = {
     *("mode", "workdir", "cache_dir", "num_train_images", "feature", "probe_epochs"),
     "init",
     *("probe_optimizer", "probe_learning_rate", "probe_batch_size"),
-    *("keep_checkpoints", "checkpoint_minutes", "steps_per_check"),
+    *("keep_checkpoints", "checkpoint_minutes", "steps_per_check", "worker_timeout"),
     *("label_fraction", "finetune_layer", "finetune_epochs", "finetune_learning_rate"),
     *("finetune_batch_size", "finetune_seed", "memory_gb", "formats"),
     *("eval_dataset", "eval_data_dir", "eval_label_key"),

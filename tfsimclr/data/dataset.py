@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfsimclr import files
 from tfsimclr.data import folder as folder_source
-from tfsimclr.data import prepare, sources, summary
+from tfsimclr.data import prepare, sampling, sources, summary
 from tfsimclr.errors import UserError
 
 # What suits a data set. The stem follows the size: the small one keeps all pixels, the
@@ -157,6 +158,25 @@ def load(
     if verbose:
         print("\n".join(summary.content_lines(description)), flush=True)
     return dataclasses.replace(dataset, description=description)
+
+
+def checksum(images: np.ndarray, count: int = 512) -> str:
+    """Returns a checksum of the shape and of up to `count` images, evenly spread."""
+    rows = sampling.evenly_spread(len(images), count)
+    return files.sha256(np.array(images.shape), images[rows])
+
+
+def checksums(dataset: DataSet) -> dict[str, str]:
+    """Returns short checksums of the images and the labels of every split."""
+    marks = {}
+    for name in _SPLITS:
+        split = getattr(dataset, name)
+        if split:
+            marks[f"the checksum of the {name} images"] = checksum(split.images)[:12]
+            marks[f"the checksum of the {name} labels"] = files.sha256(split.labels)[
+                :12
+            ]
+    return marks
 
 
 def _plain(name: str) -> str:

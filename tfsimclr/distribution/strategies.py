@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import os
 
 import tensorflow as tf
 
+from tfsimclr.distribution import workers
 from tfsimclr.errors import UserError
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
@@ -18,8 +18,9 @@ def make(name: str) -> tf.distribute.Strategy | None:
     Args:
         name: `none`; `mirrored`, all GPUs of this machine, or all logical CPUs if there
             is no GPU; `multi_worker`, all machines of the environment variable
-            TF_CONFIG; `auto`: `multi_worker` if TF_CONFIG is set, `mirrored` if there
-            is more than one GPU, otherwise `none`.
+            TF_CONFIG, after `workers.join`; `auto`: `multi_worker` if this process has
+            joined a cluster, `mirrored` if there is more than one GPU, otherwise
+            `none`.
 
     Raises:
         UserError: If the name is unknown, or there is no cluster for `multi_worker`.
@@ -32,11 +33,14 @@ def make(name: str) -> tf.distribute.Strategy | None:
     if name == "multi_worker":
         if not _has_cluster():
             raise UserError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG, "
-                "which names the workers. Set it on every machine, or use "
-                "--strategy=mirrored for the GPUs of one machine."
+                "The strategy multi_worker needs the environment variable TF_CONFIG, "
+                "and workers.join() with the cluster that it names."
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        # After that time the step of a worker that waits for another raises an error.
+        options = tf.distribute.experimental.CommunicationOptions(
+            timeout_seconds=workers.timeout()
+        )
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     devices = gpus or tf.config.list_logical_devices("CPU")
     if name == "none" or len(devices) == 1:
         return None
@@ -84,4 +88,4 @@ def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
 
 
 def _has_cluster() -> bool:
-    return bool(os.environ.get("TF_CONFIG"))
+    return workers.watchdog() is not None

@@ -152,6 +152,10 @@ class Watchdog:
                     if self._inbox[position].get(timeout=0.1) is None:
                         break
 
+    def release(self) -> None:
+        """Stops watching: from here on the others may end."""
+        self._ended.set()
+
     def claim(self) -> bool:
         """Returns whether the caller is the first that ends this process.
 
@@ -167,6 +171,8 @@ class Watchdog:
             message: What the user of this worker is told.
             is_stop: Whether the user has stopped the run; it is no failure.
         """
+        if self._ended.is_set():
+            return  # they are about to end themselves
         self._ended.set()
         content = {"failure": message, "by": self.cluster.position, "stop": is_stop}
         self._forward(content, skip=())
@@ -233,7 +239,7 @@ class Watchdog:
         self._fail(f"{name} {verb}: {content['failure']}", forward=False)
 
     def _fail(self, message: str, forward: bool = True) -> None:
-        if not self.claim():
+        if self._ended.is_set() or not self.claim():
             return
         if forward and self.cluster.is_chief:
             self.tell(message)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from tfsimclr.distribution import workers
 from tfsimclr.modes import (
     distill,
     embed,
@@ -29,13 +30,19 @@ def _evaluate_all(config, dataset, workdir):
 
 
 def _finetune(config, dataset, workdir):
-    export.export_classifier(finetune.finetune(config, dataset, workdir))
+    folder = finetune.finetune(config, dataset, workdir)
+    if workers.is_chief():
+        export.export_classifier(folder)
 
 
 def _distill(config, dataset, workdir):
-    export.export_classifier(distill.distill(config, dataset, workdir))
+    folder = distill.distill(config, dataset, workdir)
+    if workers.is_chief():
+        export.export_classifier(folder)
 
 
+# Modes that train, and so may have several devices and machines.
+TRAINING = ("all", "pretrain", "finetune", "distill")
 # Mode -> functions (config, data set, run folder), called in order. `plan` is not among
 # them: it has no run folder.
 MODES: dict[str, tuple[Callable, ...]] = {

@@ -5,7 +5,7 @@ import pathlib
 
 from tfsimclr import build
 from tfsimclr.data import dataset as datasets
-from tfsimclr.distribution import strategies
+from tfsimclr.distribution import strategies, workers
 from tfsimclr.errors import UserError
 from tfsimclr.methods import classifier
 from tfsimclr.runs import classifiers
@@ -84,6 +84,8 @@ def distill(
             config, "h", meta["class_names"], distill=settings
         ),
     )
+    if not workers.is_chief():
+        return workdir
     classifiers.finish(workdir, "distill", settings, dataset)
     return workdir
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfsimclr import build, resolve
 from tfsimclr.data import batches, sampling
 from tfsimclr.data import dataset as datasets
-from tfsimclr.distribution import strategies
+from tfsimclr.distribution import strategies, workers
 from tfsimclr.errors import UserError
 from tfsimclr.optimizers import lars, schedules
 from tfsimclr.runs import classifiers, loading
@@ -86,6 +86,8 @@ def finetune(
         flush=True,
     )
     _train(config, dataset, pretrained, rows, folder, settings)
+    if not workers.is_chief():
+        return folder
     classifiers.finish(folder, "finetune", settings, dataset)
     return folder
 

@@ -62,9 +62,10 @@ def _prepare(config: Config, path: pathlib.Path) -> pathlib.Path:
             "(--flagfile=<run>/flags.txt)."
         )
     path.mkdir(parents=True, exist_ok=True)
-    # Without what this command alone does, so that --flagfile=flags.txt continues the
-    # whole run, and --mode=evaluate scores it on its own data.
-    passing = ("--mode=", "--eval_")
+    # Without what this command alone does, and on which devices, so that
+    # --flagfile=flags.txt continues the whole run anywhere, and --mode=evaluate scores
+    # it on its own data.
+    passing = ("--mode=", "--eval_", "--strategy=", "--worker_timeout=")
     lines = [line for line in config.lines() if not line.startswith(passing)]
     text = "\n".join([f"# tfsimclr {__version__}", *lines]) + "\n"
     with lock(path):

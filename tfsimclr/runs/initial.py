@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from tfsimclr import files, resolve
+from tfsimclr.distribution import workers
 from tfsimclr.networks.initial_weights import InitialWeights
 from tfsimclr.settings.config import Config
 from tfsimclr.training import weight_files
@@ -29,7 +30,7 @@ def load(config: Config, workdir: pathlib.Path) -> InitialWeights | None:
     if weights is None:
         return None
     path = workdir / weight_files.COPY
-    if not path.exists():
+    if workers.is_chief() and not path.exists():
         content = io.BytesIO()
         arrays: dict = weight_files.copy_arrays(weights)
         np.savez(content, **arrays)

@@ -21,6 +21,11 @@ ALIASES = {
     "ema": "ema_decay",
 }
 
+# Settings that are paths, which may differ from machine to machine.
+PATHS = (
+    *("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir"),
+    *("output", "embeddings", "query"),
+)
 # Formats of the export.
 FORMATS = ("saved_model", "keras", "safetensors", "onnx", "litert")
 
@@ -313,9 +318,18 @@ class Config:
         "Devices that share the training; --batch_size is the batch of all of them, "
         "and the run is the same on any number of devices. mirrored: all GPUs of this "
         "machine. multi_worker: the machines of the environment variable TF_CONFIG. "
-        "none: one device. auto: multi_worker if TF_CONFIG is set, mirrored if there "
-        "is more than one GPU, otherwise none.",
+        "none: one device. auto: multi_worker if TF_CONFIG names several, mirrored if "
+        "there is more than one GPU, otherwise none.",
         choices=("auto", "none", "mirrored", "multi_worker"),
+        pretraining=False,
+        since="0.3",
+    )
+    worker_timeout: float = option(
+        120.0,
+        "Seconds after which the other workers of --strategy=multi_worker end if one "
+        "does not start, or hangs. Raise it if the chief needs longer to save a "
+        "checkpoint, or if workers start minutes apart.",
+        minimum=1,
         pretraining=False,
         since="0.3",
     )
@@ -888,8 +902,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def from_flags(values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the config that the parsed flags describe; paths become absolute."""
     given = {f.name: values[f.name].value for f in dataclasses.fields(Config)}
-    paths = ("workdir", "data_dir", "cache_dir", "teacher_dir", "eval_data_dir")
-    for name in (*paths, "output", "embeddings", "query"):
+    for name in PATHS:
         if given[name] and "\0" not in given[name]:  # a null byte is refused below
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     if given["init"] not in ("", "imagenet") and "\0" not in given["init"]:

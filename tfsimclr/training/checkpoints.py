@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from tfsimclr import files
+from tfsimclr.distribution import workers
 from tfsimclr.distribution.replicas import local_value
 from tfsimclr.errors import UserError
 from tfsimclr.networks.names import NUMBER, stable_paths
@@ -39,10 +40,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(folder)
-    buffer = io.BytesIO()
-    named: dict = {**arrays, _META: _to_array(meta)}
-    np.savez(buffer, **named)
-    content = buffer.getvalue()
+    content = to_bytes(arrays, meta)
     # In the name, so that file and checksum appear in one rename.
     path = folder / f"step-{step:09d}-{files.sha256(content)[:16]}.npz"
     files.write_atomically(path, content)
@@ -76,10 +74,35 @@ def load_latest(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict] | No
                 file=sys.stderr,
             )
             continue
-        with np.load(io.BytesIO(content)) as archive:
-            arrays = dict(archive)
-        return arrays, pop_meta(arrays)
+        return from_bytes(content)
     return None
+
+
+def load_latest_of_chief(folder: pathlib.Path):
+    """Returns what `load_latest` does on the chief; all workers have to call it.
+
+    The chief alone needs the folder: it sends the checkpoint to the others.
+    """
+    if workers.watchdog() is None:
+        return load_latest(folder)
+    checkpoint = load_latest(folder) if workers.is_chief() else None
+    content = workers.bytes_of_chief(to_bytes(*checkpoint) if checkpoint else b"")
+    return from_bytes(content) if content else None
+
+
+def to_bytes(arrays: dict[str, np.ndarray], meta: dict) -> bytes:
+    """Returns the content of a checkpoint file."""
+    buffer = io.BytesIO()
+    named: dict = {**arrays, _META: _to_array(meta)}
+    np.savez(buffer, **named)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
+    """Returns arrays and meta of the content of a checkpoint file."""
+    with np.load(io.BytesIO(content)) as archive:
+        arrays = dict(archive)
+    return arrays, pop_meta(arrays)
 
 
 def is_checkpoint(arrays) -> bool:

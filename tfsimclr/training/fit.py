@@ -12,9 +12,10 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from tfsimclr import __version__, files
-from tfsimclr.data import batches, sampling
-from tfsimclr.distribution import strategies
+from tfsimclr import __version__
+from tfsimclr.data import batches
+from tfsimclr.data import dataset as datasets
+from tfsimclr.distribution import strategies, workers
 from tfsimclr.errors import UserError
 from tfsimclr.training import progress, recorder, safeguards
 
@@ -100,8 +101,13 @@ def fit(
         schedule=schedule,
         keep=keep_checkpoints,
         minutes=checkpoint_minutes,
-        meta={"version": __version__, "images": _identity(images), **(meta or {})},
+        meta={
+            "version": __version__,
+            "images": datasets.checksum(images),
+            **(meta or {}),
+        },
         check=safeguard.check,
+        steps_per_check=steps_per_check,
     )
     done = saver.restore(model)
     total = epochs * steps_per_epoch
@@ -180,11 +186,28 @@ def training_batches(
     def of_machine(context):
         here = count // context.num_input_pipelines
         start = context.input_pipeline_id * here
-        return batches.training_batches(
+        parts = batches.training_batches(
             *arguments, parts=range(start, start + here), num_parts=count
         )
+        return for_workers(parts)
 
     return strategy.distribute_datasets_from_function(of_machine)
+
+
+def for_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a data set with images in float16 if there are several workers.
+
+    Keras sums the first batch over the workers to learn its shape, and TensorFlow
+    cannot sum uint8. Float16 holds 0-255 exactly.
+    """
+    if workers.watchdog() is None:
+        return dataset
+
+    def cast(*batch):
+        parts = [tf.cast(x, tf.float16) if x.dtype == tf.uint8 else x for x in batch]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    return dataset.map(cast)
 
 
 def on_all_replicas(strategy, dataset: tf.data.Dataset):
@@ -199,7 +222,7 @@ def on_all_replicas(strategy, dataset: tf.data.Dataset):
                 batch if len(batch) > 1 else batch[0]
             ).repeat(here)
         )
-        return repeated.prefetch(here)
+        return for_workers(repeated).prefetch(here)
 
     return strategy.distribute_datasets_from_function(of_machine)
 
@@ -232,12 +255,6 @@ def fit_segments(done: int, total: int, steps_per_epoch: int):
         yield done, epoch_end
     if epoch_end < total:
         yield epoch_end, total
-
-
-def _identity(images: np.ndarray, count: int = 512) -> str:
-    """Returns a checksum of the shape and of up to `count` images, evenly spread."""
-    rows = sampling.evenly_spread(len(images), count)
-    return files.sha256(np.array(images.shape), images[rows])
 
 
 @contextlib.contextmanager

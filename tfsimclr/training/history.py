@@ -21,12 +21,16 @@ class History:
     """The rows of history.csv, one for each epoch, and their copy for TensorBoard.
 
     Args:
-        folder: The run folder; gets history.csv and `tensorboard/`.
+        folder: The run folder; gets history.csv and `tensorboard/`. None: the rows are
+            not written.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self.path = folder / "history.csv"
+    def __init__(self, folder: pathlib.Path | None):
         self.rows: list[dict] = []
+        self._writes = folder is not None
+        if folder is None:
+            return
+        self.path = folder / "history.csv"
         self._board = folder / "tensorboard"
         with files.disk_errors(self._board):
             self._writer = tf.summary.create_file_writer(str(self._board))
@@ -34,6 +38,8 @@ class History:
     def append(self, row: dict) -> None:
         """Adds the row of an epoch to both records."""
         self.rows.append(row)
+        if not self._writes:
+            return
         self.write()
         with self._summaries(row["step"]):
             for name in row.keys() - {"epoch", "step"}:
@@ -41,6 +47,8 @@ class History:
 
     def write(self) -> None:
         """Writes history.csv: the columns of `COLUMNS`, then those that rows add."""
+        if not self._writes:
+            return
         text = io.StringIO()
         extra = [name for name in (self.rows or [{}])[0] if name not in COLUMNS]
         writer = csv.DictWriter(text, [*COLUMNS, *extra], restval="")
@@ -50,6 +58,8 @@ class History:
 
     def show_pairs(self, picture: np.ndarray) -> None:
         """Writes a picture `[height, width, 3]` in 0-1 for TensorBoard."""
+        if not self._writes:
+            return
         with self._summaries(0):
             tf.summary.image("augmented_pairs", picture[None])
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsimclr.distribution import workers
 from tfsimclr.distribution.replicas import local_value
 from tfsimclr.errors import UserError
 from tfsimclr.training import checkpoints, safeguards
@@ -35,6 +36,9 @@ class Recorder(keras.callbacks.Callback):
             a checksum of the training images, is the same.
         check: Called before every save; raises if the steps since its last call must
             not be saved. The steps are finished when it returns.
+        steps_per_check: Steps after which several workers tell each other whether one
+            of them was interrupted. All of them stop at the same step then, and the
+            chief alone writes.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Recorder(keras.callbacks.Callback):
         minutes,
         meta,
         check=lambda: None,
+        steps_per_check=1,
     ):
         super().__init__()
         self.folder = pathlib.Path(folder)
@@ -59,7 +64,9 @@ class Recorder(keras.callbacks.Callback):
         self.minutes = minutes
         self.meta = meta
         self.check = check
-        self.history = History(self.folder)
+        self.steps_per_check = steps_per_check
+        self.is_chief = workers.is_chief()
+        self.history = History(self.folder if self.is_chief else None)
         self.health = FeatureHealth(sample)
         self.seconds = 0.0  # of training, before the running epoch
         self.epoch_seconds = 0.0  # of the running epoch, in earlier processes
@@ -78,9 +85,9 @@ class Recorder(keras.callbacks.Callback):
         Raises:
             UserError: If the checkpoint is of other images or does not fit the model.
         """
-        checkpoint = checkpoints.load_latest(self.checkpoint_folder)
+        checkpoint = checkpoints.load_latest_of_chief(self.checkpoint_folder)
         if checkpoint is None:
-            if any(self.checkpoint_folder.glob("step-*.npz")):
+            if self.is_chief and any(self.checkpoint_folder.glob("step-*.npz")):
                 print("Training starts from the beginning.", file=sys.stderr)
             return 0
         arrays, meta = checkpoint
@@ -101,6 +108,9 @@ class Recorder(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Writes a checkpoint of the model, its optimizer and the running epoch."""
+        self._last_save = time.monotonic()
+        if not self.is_chief:
+            return
         self.peak_memory = max(self.peak_memory, peak_memory())
         meta = {
             "step": int(local_value(self.model.step)),
@@ -121,7 +131,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._last_save = time.monotonic()
-        if not self.history.rows and not self.epoch_steps:
+        if self.is_chief and not self.history.rows and not self.epoch_steps:
             self.history.show_pairs(pairs_grid(self.model, self.sample[:8]))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -136,15 +146,16 @@ class Recorder(keras.callbacks.Callback):
         self._last_step = time.monotonic()
         is_end = self.epoch_steps == self.steps_per_epoch
         is_due = self._last_step - self._last_save > 60 * self.minutes
-        if not (is_end or is_due or self.interrupted):
+        is_stop = not is_end and self._is_stop(self.epoch_steps)
+        if not (is_end or is_due or is_stop):
             return  # without waiting until a GPU has finished the step
         self.check()
         self._last_step = time.monotonic()
         if is_end:
             return  # saved at the end of the epoch, together with its row
         self.save()
-        if self.interrupted:
-            raise KeyboardInterrupt(SAVED)
+        if is_stop:
+            self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self._elapsed()
@@ -163,8 +174,21 @@ class Recorder(keras.callbacks.Callback):
         self._epoch_start = self._last_step = time.monotonic()
         self.history.append(row)
         self.save()
-        if self.interrupted:
-            raise KeyboardInterrupt(SAVED)
+        if self._is_stop():
+            self._stop()
+
+    def _is_stop(self, step: int = 0) -> bool:
+        """Returns whether to stop after a step of the epoch, the same on all workers.
+
+        Workers may differ by a step in when they get a signal, and a step needs all.
+        """
+        if workers.watchdog() is None:
+            return self.interrupted
+        return step % self.steps_per_check == 0 and workers.any_of(self.interrupted)
+
+    def _stop(self):
+        workers.stop_together()
+        raise KeyboardInterrupt(SAVED)
 
     def _elapsed(self) -> float:
         return self.epoch_seconds + self._last_step - self._epoch_start
