@@ -27,7 +27,7 @@ class Tags(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.text = [], []
-        self.feed(text)
+        self.feed(text.replace("\u00a0", " "))
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -212,6 +212,19 @@ def test_pictures_lie_on_the_sheet_at_their_position(side):
         column, line = sheet.position(row)
         x, y = (round((place + 0.5) * sheet.size) for place in (column, line))
         np.testing.assert_allclose(picture.getpixel((x, y)), 30 * row, atol=2)
+
+
+def test_a_matrix_of_many_classes_is_drawn_in_blocks():
+    counts = np.eye(250, dtype=int)
+    assert "block of 3 by 3 classes" in charts.matrix(counts)
+    assert "a row for each true class" in charts.matrix(counts[:100, :100])
+
+
+def test_noise_fits_on_a_sheet():
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 16, 16, 3), np.uint8)
+    uri = sprites.sheet(noise).uri
+    content = io.BytesIO(base64.b64decode(uri.split(",")[1]))
+    assert Image.open(content).size == (32 * 16, 32 * 16)
 
 
 def test_groups_are_classes_or_clusters():

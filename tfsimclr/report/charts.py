@@ -13,6 +13,7 @@ TEXT = "#010203"
 # 3:1 or more against white and against the dark page (WCAG 2.2, graphical objects).
 COLORS = ("#2f7ed8", "#c8741a", "#2a9d62", "#b8559f", "#7a6ad0", "#8a8a2e")
 DASHES = ("-", "--", "-.", ":")
+MAX_CELLS = 100  # of a side of a matrix
 SIZE = (4.4, 2.7)  # inches
 
 _STYLE: dict = {
@@ -93,13 +94,28 @@ def intervals(
         return svg(figure, title)
 
 
-def matrix(shares: np.ndarray, title: str) -> str:
-    """Returns a picture of a matrix of shares in 0-1, `[n, n]`, without names."""
+def matrix(counts: np.ndarray) -> str:
+    """Returns a picture of a confusion matrix without names.
+
+    More than 100 classes are shown in blocks, since a single cell could not be seen.
+
+    Args:
+        counts: Images of each true class (rows) and predicted class, `[n, n]`.
+    """
+    size = -(-len(counts) // MAX_CELLS)
+    starts = np.arange(0, len(counts), size)
+    blocks = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
+    shares = blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
+    title = "Confusion matrix, a row for each true class."
+    if size > 1:
+        title = f"Confusion matrix; each cell is a block of {size} by {size} classes."
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.5, 4.8), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(False)
-        shown = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis")
+        end = len(starts) * size
+        extent = (-0.5, end - 0.5, end - 0.5, -0.5)
+        shown = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", extent=extent)
         axes.set_xlabel("predicted class (number)")
         axes.set_ylabel("true class (number)")
         bar = figure.colorbar(shown, ax=axes, label="share of the true class")

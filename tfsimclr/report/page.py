@@ -4,6 +4,7 @@ import dataclasses
 import importlib.resources
 import math
 import pathlib
+import re
 
 import jinja2
 import numpy as np
@@ -80,7 +81,9 @@ def render(template: str, **content) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda number: f"{number:,}"
-    return environment.get_template(template).render(**content)
+    html = environment.get_template(template).render(**content)
+    # A line does not break between a number and its unit.
+    return re.sub(r"(?<=\d) (?=%|nats)", "\u00a0", html)
 
 
 def write(path: pathlib.Path, html: str) -> None:
@@ -411,9 +414,7 @@ def _confusion(record: Record) -> dict | None:
         "counts": counts.tolist(),
         "shares": shares.tolist(),
         "is_table": len(names) <= MAX_MATRIX_CLASSES,
-        "svg": None
-        if len(names) <= MAX_MATRIX_CLASSES
-        else charts.matrix(shares, "Confusion matrix, a row per true class."),
+        "svg": None if len(names) <= MAX_MATRIX_CLASSES else charts.matrix(counts),
         "frequent": [
             {
                 "count": count,
@@ -430,6 +431,8 @@ def _settings(config) -> list[dict]:
     rows = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "workdir":  # a page that is sent on names no folders
+            value = "the folder of this page"
         rows.append(
             {
                 "name": field.name,

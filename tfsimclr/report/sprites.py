@@ -53,7 +53,9 @@ def sheet(images: np.ndarray) -> Sheet:
     grid = cells.reshape(rows, columns, size, size, 3).swapaxes(1, 2)
     picture = Image.fromarray(grid.reshape(rows * size, columns * size, 3))
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    # Not optimized: Pillow then needs a buffer for the whole file, and guesses its size
+    # too small for noise.
+    picture.save(content, "JPEG", quality=QUALITY, subsampling=0)
     return Sheet(data_uri(content.getvalue(), "jpeg"), columns, rows, size)
 
 
