@@ -1,19 +1,23 @@
 """N replicas of b images train as one device does with N b images."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from method_rows import ROWS
 
 from tfsimclr import build
-from tfsimclr.distribution import strategies
+from tfsimclr.distribution import replicas, strategies
+from tfsimclr.modes import pretrain
 from tfsimclr.networks import norms
-from tfsimclr.training import checkpoints, fit
+from tfsimclr.runs import folder as run_folder
+from tfsimclr.training import checkpoints, fit, recorder
 
 STEPS = 5
 BATCH = 16
 # Those whose steps differ in what the replicas exchange.
-EVERY_KIND = ("simclr", "moco", "byol")
+EVERY_KIND = ("simclr", "moco")
 
 
 def smooth_encoder(config):
@@ -38,7 +42,7 @@ def smooth(tiny, monkeypatch):
         chosen = {
             "proj_activation": "tanh",
             "optimizer": "sgd",
-            "learning_rate": 0.01,
+            "learning_rate": 0.003,  # at larger ones rounding grows from step to step
             "weight_decay": 0.0,
             "batch_size": BATCH,
             **ROWS[name].settings,
@@ -119,3 +123,124 @@ def test_the_step_of_four_devices_is_that_of_one(smooth, name):
     alone = train(config, images, 1)
     for count in (2, 4):
         assert_equal_runs(alone, train(config, images, count))
+
+
+@pytest.mark.slow
+def test_small_batches_in_a_device_are_those_of_one_device(smooth):
+    config, images = smooth("byol", microbatch_size=4)
+    assert_equal_runs(train(config, images, 1), train(config, images, 2))
+
+
+@pytest.mark.slow
+def test_separate_batch_norm_is_that_of_micro_batches(smooth):
+    """Batch norm of each of two devices: as in two micro-batches on one."""
+    config, images = smooth("simclr")
+    separate = dataclasses.replace(config, sync_batch_norm=False)
+    in_pieces = dataclasses.replace(config, microbatch_size=BATCH // 2)
+    assert_equal_runs(train(in_pieces, images, 1), train(separate, images, 2))
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_on_two_devices(tiny):
+    settings = {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 0.0}
+    config, dataset, _ = tiny(**settings)
+    images = np.asarray(dataset.pretrain.images)
+    remat = dataclasses.replace(config, remat=True)
+    one, other = (train(c, images, 2, steps=2) for c in (config, remat))
+    assert_equal_runs(one, other, atol=1e-4)
+
+
+def test_a_float16_step_that_overflows_is_skipped_on_all_devices(smooth):
+    config, images = smooth("simclr", precision="mixed_float16")
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = build.method(config, 10, len(images))
+        model.compile(optimizer=keras.optimizers.SGD(0.01))
+        model.optimizer.build(model.learned_variables)
+        model.optimizer.dynamic_scale.assign(2.0**40)
+    before = [replicas.local_value(v) for v in model.learned_variables]
+    record = Record()
+    model.fit(
+        fit.training_batches(strategy, images, BATCH, 0, 0, 2),
+        steps_per_epoch=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[record],
+    )
+    assert [step["skipped_steps"] for step in record.steps] == [1, 2]
+    for variable, value in zip(model.learned_variables, before, strict=True):
+        for copy in strategy.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(copy, value)
+    scale = model.optimizer.dynamic_scale.value
+    for copy in strategy.experimental_local_results(scale):
+        assert float(copy) == 2.0**38
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """Returns a function that makes all trainings from there on run on n devices."""
+
+    def use(count):
+        strategy = mirrored(count)
+        monkeypatch.setattr(strategies, "make", lambda name: strategy)
+
+    return use
+
+
+def pretrain_until(config, dataset, folder, step, monkeypatch):
+    """Trains a run until a step, at which it is interrupted and saves."""
+    on_batch_end = recorder.Recorder.on_train_batch_end
+
+    def interrupting(self, batch, logs=None):
+        self.interrupted = int(replicas.local_value(self.model.step)) == step
+        on_batch_end(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "on_train_batch_end", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.pretrain(config, dataset, folder)
+    assert checkpoints.load_latest(folder / "checkpoints")[1]["step"] == step
+
+
+def test_a_run_goes_on_with_another_number_of_devices(
+    smooth, tiny, on_devices, tmp_path, monkeypatch
+):
+    """One device, then two, then one: weights, history and validation of one device."""
+    folders = [tmp_path / "whole", tmp_path / "elastic"]
+    made = [smooth("simclr", val_share=0.2, workdir=str(path))[0] for path in folders]
+    config = made[0]
+    dataset = build.dataset(config)
+    for each in made:
+        run_folder.prepare(each)
+    on_devices(1)
+    pretrain.pretrain(config, dataset, folders[0])
+    pretrain_until(made[1], dataset, folders[1], 2, monkeypatch)
+    on_devices(2)
+    pretrain_until(made[1], dataset, folders[1], 6, monkeypatch)
+    flags = (folders[1] / "flags.txt").read_text()
+    on_devices(1)
+    pretrain.pretrain(made[1], dataset, folders[1])
+    (whole, meta), (elastic, other) = (
+        checkpoints.load_latest(folder / "checkpoints") for folder in folders
+    )
+    assert (folders[1] / "flags.txt").read_text() == flags
+    assert whole.keys() == elastic.keys()
+    assert meta["config"] == other["config"] and meta["step"] == other["step"] == 8
+    for key in whole.keys() - {"names_json"}:
+        np.testing.assert_allclose(elastic[key], whole[key], atol=1e-5, err_msg=key)
+    np.testing.assert_array_equal(elastic["names_json"], whole["names_json"])
+    for row, other_row in zip(meta["rows"], other["rows"], strict=True):
+        assert row.keys() == other_row.keys() and "val_loss" in row
+        for name in row.keys() - {"images_per_second"}:
+            assert other_row[name] == pytest.approx(row[name], rel=1e-4, abs=1e-5)
+
+
+def test_a_model_of_several_devices_is_saved_and_loaded(smooth, tmp_path):
+    config, images = smooth("simclr")
+    with mirrored(2).scope():
+        model = build.method(config)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert checkpoints.hash_weights(loaded) == checkpoints.hash_weights(model)
+    one, other = (m.features(images[:8])["z"] for m in (model, loaded))
+    np.testing.assert_array_equal(one, other)

@@ -48,7 +48,7 @@ def test_gathered_rows_are_those_of_the_whole_batch_in_order(two):
         np.testing.assert_array_equal(result, range(6))
 
 
-def test_the_mean_gradient_through_gather_is_that_of_one_device(two):
+def test_the_total_gradient_through_gather_is_that_of_one_device(two):
     x, w = rows(2, 3, 4), tf.constant(rows(4, 5, seed=1))
 
     def loss(z):  # of all pairs, so that every row matters to every other
@@ -57,8 +57,8 @@ def test_the_mean_gradient_through_gather_is_that_of_one_device(two):
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(w)
-            value = loss(replicas.gather(x @ w))
-        return replicas.mean([tape.gradient(value, w), None])[0]
+            value = loss(replicas.gather(x @ w)) / replicas.count()
+        return replicas.total([tape.gradient(value, w), None])[0]
 
     with tf.GradientTape() as tape:
         tape.watch(w)
@@ -117,6 +117,7 @@ def test_without_replicas_nothing_is_added_to_the_graph():
         before = len(tf.compat.v1.get_default_graph().get_operations())
         assert replicas.gather(x) is x
         assert replicas.mean([x, None]) == [x, None]
+        assert replicas.total([x, None]) == [x, None]
         assert replicas.combined_moments(x, x) == (x, x)
         assert replicas.log_value(x) is x
         assert (replicas.count(), replicas.index()) == (1, 0)

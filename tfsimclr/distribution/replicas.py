@@ -40,8 +40,10 @@ def gather(tensor):
     """Returns the rows of all replicas, `[N n, ...]`, in the order of the replicas.
 
     It can be differentiated: the gradient is that of the sum of the replicas' losses.
-    As every replica computes the same loss, this is N times the gradient of that loss,
-    which `mean` over the replicas' gradients divides out.
+    So if every replica computes the loss of the whole batch and divides it by N, its
+    gradient is the part that its own rows have in the gradient of one device; `total`
+    adds up the parts. No replica computes larger numbers than one device, which in
+    float16 matters.
 
     Args:
         tensor: `[n, ...]`, of a float type, int32 or int64, with equal n everywhere.
@@ -61,14 +63,23 @@ def gather(tensor):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, padded)
 
 
+def total(tensors: list) -> list:
+    """Returns the sums of tensors over the replicas; entries may be None."""
+    return _reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
 def mean(tensors: list) -> list:
     """Returns the means of tensors over the replicas; entries may be None."""
+    return _reduce(tf.distribute.ReduceOp.MEAN, tensors)
+
+
+def _reduce(how, tensors: list) -> list:
     context = _context()
     if context is None:
         return tensors
     known = [tensor for tensor in tensors if tensor is not None]
-    means = iter(context.all_reduce(tf.distribute.ReduceOp.MEAN, known))
-    return [None if tensor is None else next(means) for tensor in tensors]
+    reduced = iter(context.all_reduce(how, known))
+    return [None if tensor is None else next(reduced) for tensor in tensors]
 
 
 def combined_moments(mean, variance):

@@ -338,7 +338,9 @@ class Method(keras.Model):
             with tf.GradientTape() as tape:
                 loss, logs = self.objective(*batch)
                 scaled_loss = self.optimizer.scale_loss(loss)
-            gradients = replicas.mean(tape.gradient(scaled_loss, learned))
+                if replicas.count() > 1:
+                    scaled_loss /= replicas.count()
+            gradients = replicas.total(tape.gradient(scaled_loss, learned))
         # The scaled value of 1 is the loss scale, which is 1 except in float16.
         scale = self.optimizer.scale_loss(tf.ones([]))
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
