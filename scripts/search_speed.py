@@ -1,8 +1,8 @@
 """Recall, speed and memory of the search index: `python scripts/search_speed.py RUN`.
 
-Features of random views of photographs make the collection: `--views` views of each
-image. The queries are 1,000 more views. Exact search and the index answer the same
-queries; `--out` writes the numbers.
+The collection is h of photographs, and copies of these vectors with noise. The queries
+are h of 1,000 photographs that are not in it. Exact search and the index answer the
+same queries; `--out` writes the numbers.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import pathlib
 import time
 
 import numpy as np
-import tensorflow as tf
 
 from tfsimclr import __version__, files
 from tfsimclr.data import collection as collections
@@ -20,25 +19,33 @@ from tfsimclr.runs import hardware, loading, results
 from tfsimclr.settings import flagfiles
 
 NUM_QUERIES = 1000
+NOISE = 0.5
 BLOCK = 16384  # rows of a row group of an embedding file
 
 
-def make_features(run: pathlib.Path, images: str, views: int) -> tuple:
-    """Returns the features of the collection, `[n, d]`, and of the queries."""
+def make_features(run: pathlib.Path, images: str, count: int) -> tuple:
+    """Returns the features of the collection, `[count, d]`, and of the queries."""
     model = loading.model(flagfiles.read_config(run / "flags.txt"), run)[0]
     opened = collections.open_collection(images, model.views.image_size)
     pixels = np.concatenate([batch.images for batch in opened.batches(1024)])
-    features = tf.function(
-        lambda x, seed: model.encoder(model.views(x, seed), training=False)
-    )
-    parts = [
-        features(tf.constant(pixels[i : i + 500]), tf.constant([view, i])).numpy()
-        for view in range(views)
-        for i in range(0, len(pixels), 500)
-    ]
-    rows = np.random.default_rng(0).choice(len(pixels), NUM_QUERIES)
-    queries = features(tf.constant(pixels[rows]), tf.constant([views, 0])).numpy()
-    return np.concatenate(parts), queries
+    return multiply(model.features(pixels)["h"], count)
+
+
+def multiply(h: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a larger collection and queries that are not in it.
+
+    Args:
+        h: Features of photographs, `[n, d]` with n above 1,000.
+        count: Size of the collection: photographs, and copies of them with noise of
+            `NOISE` standard deviations of each dimension.
+    """
+    rng = np.random.default_rng(0)
+    h = h[rng.permutation(len(h))]
+    queries, h = h[:NUM_QUERIES], h[NUM_QUERIES:]
+    bank = h[np.arange(count) % len(h)]
+    copies = bank[len(h) :]
+    copies += NOISE * h.std(axis=0) * rng.normal(size=copies.shape).astype(np.float32)
+    return bank[rng.permutation(count)], queries
 
 
 def measure(bank: np.ndarray, queries: np.ndarray, path: pathlib.Path) -> dict:
@@ -87,28 +94,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="run folder")
     parser.add_argument("--images", required=True, help="folder of photographs")
-    parser.add_argument("--views", type=int, default=17, help="of each photograph")
     parser.add_argument("--sizes", default="200000,1000000", help="vectors")
-    parser.add_argument("--features", type=pathlib.Path, help="keeps them, .npz")
+    parser.add_argument("--h", type=pathlib.Path, help="features of the images, .npy")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON file")
     options = parser.parse_args()
-    if options.features and options.features.exists():
-        with np.load(options.features) as kept:
-            bank, queries = kept["bank"], kept["queries"]
+    sizes = [int(size) for size in options.sizes.split(",")]
+    if options.h:
+        bank, queries = multiply(np.load(options.h), max(sizes))
     else:
-        bank, queries = make_features(options.run, options.images, options.views)
-        if options.features:
-            np.savez(options.features, bank=bank, queries=queries)
-    # Views of one image are not neighbours in the file.
-    bank = bank[np.random.default_rng(0).permutation(len(bank))]
+        bank, queries = make_features(options.run, options.images, max(sizes))
+    index = options.out.with_suffix(".faiss")
     rows = []
-    for size in map(int, options.sizes.split(",")):
-        rows.append(measure(bank[:size], queries, options.out.with_suffix(".faiss")))
+    for size in sizes:
+        rows.append(measure(bank[:size], queries, index))
         print(json.dumps(rows[-1], indent=1), flush=True)
-    options.out.with_suffix(".faiss").unlink()
+    index.unlink()
     content = {
         "command": "python scripts/search_speed.py RUN --images=FOLDER "
         "--out=results/embeddings/index.json",
+        "noise": NOISE,
         "git_commit": results.git_commit(),
         "versions": {
             "tfsimclr": __version__,
