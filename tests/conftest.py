@@ -1,6 +1,7 @@
 """A data set and settings small enough for a test."""
 
 import dataclasses
+import gc
 import os
 import shutil
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 from tfsimclr import build, resolve
 from tfsimclr.data import textures
 from tfsimclr.modes import finetune, pretrain
+from tfsimclr.networks import resnet
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings.config import Config
 
@@ -25,6 +27,34 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * LOGICAL_CPUS,
 )
+
+
+def pytest_collection_finish():
+    """The garbage collector need not look at all modules again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Makes `resnet10` half as deep: graphs are built in less time.
+
+    For tests of what does not depend on the encoder.
+    """
+    make_shallow(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def shallow_module():
+    """Does the same for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
+        yield
+
+
+def make_shallow(patch):
+    patch.setitem(resnet._ARCHITECTURES, 10, ("basic", (1, 1)))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ class Row:
     Attributes:
         settings: Settings of the run; batch size 16 and 80 images.
         learning: More settings for a thousand steps at batch 64, with SGD.
-        slow: Whether those thousand steps are a slow test.
+        slow: Whether its micro-batches are a slow test.
         collapses: For methods without negatives: pairs of settings and attributes of
             the model with which the features collapse within 200 steps.
         survives: Likewise, with which they do not.

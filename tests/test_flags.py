@@ -5,9 +5,8 @@ import re
 import shlex
 
 import pytest
-from absl import flags
+from command_line import check
 
-from tfsimclr import resolve
 from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.study import plan
@@ -24,17 +23,6 @@ STUDY_OPTIONS = ("--vary", "--seeds=", "--out=", "--experiments=", "--jobs=")
 def by_path(paths):
     ids = [path.relative_to(FLAGS).as_posix() for path in paths]
     return pytest.mark.parametrize("path", paths, ids=ids)
-
-
-def parse(arguments):
-    """Returns the checked config of a command line."""
-    argv = ["program", *arguments]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    assert values(flagfiles.expand(argv)) == ["program"]
-    config = configs.from_flags(values)
-    resolve.check(config, *flagfiles.names_given(argv))
-    return config
 
 
 def header(path):
@@ -68,7 +56,7 @@ def test_the_header_has_a_result_and_a_command_with_valid_settings(path, monkeyp
     assert entries["Run"].startswith(RUN)
     arguments = shlex.split(entries["Run"].removeprefix(RUN))
     assert f"--flagfile={path.relative_to(ROOT).as_posix()}" in arguments
-    config = parse(arguments)
+    config = check(*arguments)
     assert config.with_optimizer_defaults().learning_rate > 0
 
 
@@ -79,7 +67,7 @@ def test_the_command_of_a_study_has_valid_settings(path, monkeypatch):
     assert command.startswith(STUDY)
     arguments = shlex.split(command.removeprefix(STUDY))
     assert f"--flagfile={path.relative_to(ROOT).as_posix()}" in arguments
-    parse([x for x in arguments if not x.startswith(STUDY_OPTIONS)])
+    check(*[x for x in arguments if not x.startswith(STUDY_OPTIONS)])
     for argument in arguments:
         if argument.startswith("--experiments="):
             assert plan.experiment_files(argument.partition("=")[2])
@@ -119,19 +107,19 @@ def test_the_command_of_an_experiment_has_the_settings_of_its_study(path, monkey
     study = STUDIES[path.parent.relative_to(FLAGS).as_posix()]
     overrides = flagfiles.expand([f"--flagfile=flags/{study}.flags"])
     _, (run,) = plan.plan({path.stem: path}, overrides, 1, pathlib.Path("runs"))
-    config = parse(shlex.split(header(path)["Run"].removeprefix(RUN)))
+    config = check(*shlex.split(header(path)["Run"].removeprefix(RUN)))
     assert plan.compared(config.with_optimizer_defaults()) == plan.compared(run.config)
 
 
 @by_path(sorted((FLAGS / "base").glob("*.flags")))
 @pytest.mark.parametrize("method", ["simclr", "moco", "byol"])
 def test_a_base_suits_every_method_with_a_momentum_network(path, method):
-    parse([f"--flagfile={path}", f"--method={method}"])
+    check(f"--flagfile={path}", f"--method={method}")
 
 
 @by_path([FLAGS / "base/stl10.flags", FLAGS / "base/moco.flags"])
 def test_a_base_of_data_or_optimizer_suits_simsiam(path):
-    parse([f"--flagfile={path}", "--method=simsiam"])
+    check(f"--flagfile={path}", "--method=simsiam")
 
 
 BASE = {
@@ -166,5 +154,5 @@ LARS = {
     ],
 )
 def test_flagfiles_of_the_paper_have_its_settings(name, changes):
-    config = parse([f"--flagfile={ROOT}/flags/paper/{name}.flags"])
+    config = check(f"--flagfile={ROOT}/flags/paper/{name}.flags")
     assert {name: getattr(config, name) for name in BASE} == {**BASE, **changes}

@@ -6,14 +6,11 @@ import shlex
 
 import numpy as np
 import pytest
-from absl import flags
+from command_line import command
 from PIL import Image
 
-from tfsimclr import run
 from tfsimclr.modes import encoder_files
 from tfsimclr.networks import resnet
-from tfsimclr.settings import config as configs
-from tfsimclr.settings import flagfiles
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "own_images.md").read_text(encoding="utf-8")
@@ -24,15 +21,11 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def execute(command, *more):
+def execute(line, *more):
     """Runs a command in this process: starting TensorFlow takes most of its time."""
-    python, module, name, *arguments = shlex.split(command)
+    python, module, name, *arguments = shlex.split(line)
     assert (python, module, name) == ("python", "-m", "tfsimclr.run")
-    argv = ["run", *arguments, *more]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(argv))
-    run.run(configs.from_flags(values), *flagfiles.names_given(argv))
+    command(*arguments, *more)
 
 
 @pytest.fixture

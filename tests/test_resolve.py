@@ -3,24 +3,14 @@
 import importlib.util
 
 import pytest
-from absl import flags
+from command_line import check
 
 from tfsimclr import resolve
 from tfsimclr.errors import UserError
 from tfsimclr.networks import encoders
 from tfsimclr.settings import config as configs
-from tfsimclr.settings import flagfiles
 
 pytestmark = pytest.mark.quick
-
-
-def check(*arguments):
-    """Checks the settings of a command line."""
-    argv = ["program", *arguments]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(argv))
-    resolve.check(configs.from_flags(values), *flagfiles.names_given(argv))
 
 
 @pytest.mark.parametrize(

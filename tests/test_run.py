@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
+from command_line import config_of
 
 from tfsimclr import run
-from tfsimclr.settings import config, flagfiles
+from tfsimclr.settings import config
 from tfsimclr.settings import config as configs
 from tfsimclr.settings.config import Config
 
@@ -39,16 +39,6 @@ def refusal(*arguments, **more):
     assert done.stderr.startswith("tfsimclr: ")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr.strip()
-
-
-def parse(arguments):
-    """Returns the config of a command line, flagfiles expanded."""
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values.set_gnu_getopt(True)
-    rest = values(flagfiles.expand(["program", *arguments]))
-    assert rest == ["program"]
-    return configs.from_flags(values)
 
 
 def flagfile(path, *lines):
@@ -163,25 +153,25 @@ def test_a_flagfile_names_another_relative_to_itself(tmp_path, monkeypatch):
     )
     for folder in (tmp_path, tmp_path / "a", pathlib.Path("/")):
         monkeypatch.chdir(folder)
-        config = parse([outer])
+        config = config_of(outer)
         assert (config.epochs, config.seed) == (7, 2)
     monkeypatch.chdir(tmp_path / "a")
-    assert parse(["--flagfile=b/mid.flags"]).epochs == 7
+    assert config_of("--flagfile=b/mid.flags").epochs == 7
 
 
 def test_the_later_of_two_values_wins(tmp_path):
     file = flagfile(tmp_path / "a.flags", "--epochs=7", "--noflip")
-    assert parse([file, "--epochs=9"]).epochs == 9
-    assert parse(["--epochs=9", file]).epochs == 7
-    assert parse([file, "--flip"]).flip is True
-    assert parse([file]).flip is False
+    assert config_of(file, "--epochs=9").epochs == 9
+    assert config_of("--epochs=9", file).epochs == 7
+    assert config_of(file, "--flip").flip is True
+    assert config_of(file).flip is False
 
 
 def test_two_files_may_share_a_base(tmp_path):
     base = flagfile(tmp_path / "base.flags", "--seed=5")
     a = flagfile(tmp_path / "a.flags", base, "--epochs=2")
     b = flagfile(tmp_path / "b.flags", base, "--proj_layers=3")
-    config = parse([a, b])
+    config = config_of(a, b)
     assert (config.seed, config.epochs, config.proj_layers) == (5, 2, 3)
 
 
@@ -191,7 +181,7 @@ def test_a_flagfile_must_not_include_itself(tmp_path, length):
     for i in range(length):
         flagfile(tmp_path / f"{i}.flags", f"--flagfile={(i + 1) % length}.flags")
     with pytest.raises(SystemExit, match="includes itself"):
-        parse([f"--flagfile={tmp_path / '0.flags'}"])
+        config_of(f"--flagfile={tmp_path / '0.flags'}")
 
 
 @pytest.mark.promise("flagfiles")
@@ -203,7 +193,7 @@ def test_an_unreadable_flagfile_is_named(tmp_path, content):
     else:
         inner.write_bytes(content)
     with pytest.raises(SystemExit, match="cannot read the flagfile inner.flags"):
-        parse([flagfile(tmp_path / "a.flags", "--flagfile=inner.flags")])
+        config_of(flagfile(tmp_path / "a.flags", "--flagfile=inner.flags"))
 
 
 @pytest.mark.parametrize("line", ["batch_size=64", "epochs 3", "–epochs=3", "stl10"])
@@ -217,7 +207,7 @@ def test_a_line_that_is_no_flag_is_not_ignored(tmp_path, line):
 def test_a_flagfile_saved_with_a_byte_order_mark_loses_no_line(tmp_path):
     path = tmp_path / "a.flags"
     path.write_text("--epochs=7\r\n--seed=1\r\n", encoding="utf-8-sig", newline="")
-    config = parse([f"--flagfile={path}"])
+    config = config_of(f"--flagfile={path}")
     assert (config.epochs, config.seed) == (7, 1)
 
 
@@ -225,7 +215,7 @@ def test_the_lines_of_a_config_are_a_flagfile(tmp_path):
     config = Config(
         workdir="/meine Läufe/猫 # 1", data_dir="/a=b", flip=False, learning_rate=1 / 3
     )
-    assert parse([flagfile(tmp_path / "a b.flags", "# x", *config.lines())]) == config
+    assert config_of(flagfile(tmp_path / "a b.flags", "# x", *config.lines())) == config
 
 
 WINDOWS = """

@@ -43,7 +43,7 @@ def test_lines_are_relative_to_the_plain_step(monkeypatch):
         assert heading in report.table(record["grid"][0], record["grid"][1:])
 
 
-def test_the_task_measures_a_training_step():
+def test_the_task_measures_a_training_step(shallow):
     settings = {"depth": 10, "width": 0.125, "stem": "medium", "size": 16, "batch": 4}
     task, _ = memory.memory({**settings, "microbatch_size": 2})
     measured = task()["measured"]

@@ -180,7 +180,7 @@ def restored_tf32():
     tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
-def test_the_steps_of_the_gpu_table_run_on_a_processor(restored_tf32):
+def test_the_steps_of_the_gpu_table_run_on_a_processor(restored_tf32, shallow):
     case, forms = gpu.CASES["tiny"][0], [("float32", False), ("float16", True)]
     settings = {"case": case, "forms": forms, "rounds": 1, "extent": gpu.EXTENT["tiny"]}
     task, _ = gpu.gpu_steps(settings)

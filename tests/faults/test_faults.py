@@ -30,6 +30,7 @@ from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings.config import Config
 from tfsimclr.training import checkpoints, recorder
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 10  # two epochs of 80 images in batches of 16
 MEASURED = {"images_per_second", "views_per_second", "seconds", "peak_memory_bytes"}
@@ -361,7 +362,7 @@ def assert_same(folder, other):
 
 
 @pytest.fixture(scope="module")
-def float16_run(tmp_path_factory):
+def float16_run(shallow_module, tmp_path_factory):
     """Returns (config, data set) with an overflow at step 4, and its run folder."""
     tf.config.experimental.enable_op_determinism()
     base = tmp_path_factory.mktemp("float16")

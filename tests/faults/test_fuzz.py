@@ -1,12 +1,10 @@
 """Bad input: whatever comes, a sentence that says what to do, and nothing half made."""
 
 import collections
-import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import traceback
@@ -17,6 +15,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from fuzz_script import script
 from hypothesis import strategies as st
 from last_words import last_words
 from PIL import Image
@@ -47,26 +46,6 @@ def fuzz(count):
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-
-
-class Hangs(BaseException):
-    """No `Exception`, which the code under test may catch."""
-
-
-@contextlib.contextmanager
-def at_most(seconds):
-    """Raises `Hangs` in the block after that time."""
-
-    def stop(number, frame):
-        raise Hangs(f"no answer in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # The parser of flags and flagfiles
@@ -149,7 +128,7 @@ def test_any_command_line_gives_settings_or_a_sentence(tmp_path):
     @hypothesis.given(arguments=st.lists(ARGUMENTS, max_size=4), content=FILES)
     def check(arguments, content):
         path.write_bytes(content)
-        with at_most(10):
+        with script.time_limit(10):
             ends[end_of([a.replace("FILE", str(path)) for a in arguments])] += 1
 
     check()
@@ -294,7 +273,7 @@ def test_any_bytes_give_an_image_or_say_why_not():
     @hypothesis.given(content=broken(), size=st.integers(1, 40))
     def check(content, size):
         try:
-            with at_most(20):
+            with script.time_limit(20):
                 assert images.short_side(content, "it") >= 1
                 result = images.read(content, size, "it")
         except images.UnreadableImageError as error:

@@ -1,19 +1,7 @@
 """The fuzzing script: a few cases in every run of the tests, many in the slow ones."""
 
-import importlib.util
-import pathlib
-
 import pytest
-
-PATH = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "fuzz.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("fuzz_script", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from fuzz_script import script
 
 
 @pytest.mark.promise("any-image")
@@ -26,13 +14,13 @@ def script():
     ],
 )
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_random_input_gives_a_result_or_one_line(script, kind, results, count):
+def test_random_input_gives_a_result_or_one_line(kind, results, count):
     counts, failures = script.fuzz(kind, 1, 0, count)
     assert not failures
     assert sum(counts.values()) == count and set(counts) == results
 
 
-def test_a_failure_and_a_hang_are_found(script, monkeypatch):
+def test_a_failure_and_a_hang_are_found(monkeypatch):
     calls = []
 
     def broken(content, name):

@@ -11,6 +11,7 @@ from tfsimclr.networks import heads, resnet
 from tfsimclr.optimizers import lars
 from tfsimclr.views import random_view
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
 RANDOM = np.random.default_rng(0)
 # Each image has a colour of its own, so that a few steps can learn to tell them apart.
 COLOURS = RANDOM.integers(30, 226, (32, 1, 1, 3))

@@ -19,10 +19,21 @@ from tfsimclr.networks import heads, resnet
 from tfsimclr.training import checkpoints
 from tfsimclr.views import random_view
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ROWS)
+# The others have another loss, decay or number of views than these.
+EVALUATED = ("simclr", "group_norm", "many_views", "moco", "moco_v3", "byol", "simsiam")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in EVALUATED))
+        for name in ROWS
+    ],
+)
 def test_evaluation_is_the_loss_on_fixed_views_and_changes_nothing(tiny, name):
     """It is `objective` on the views of `prepare_test_batch`, in inference mode.
 
@@ -120,6 +131,8 @@ START = """
 """
 TRAIN = """
     from tfsimclr.methods.classifier import Classifier
+    # A ResNet of one block: building graphs takes the time of this program.
+    tfsimclr.resnet._ARCHITECTURES[10] = ("basic", (1,))
     def parts():
         encoder = tfsimclr.resnet.resnet(depth=10, width=0.125, stem="medium")
         return encoder, tfsimclr.ProjectionHead(2, dim=8), tfsimclr.Views(16)

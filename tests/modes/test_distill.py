@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruption import stopped_at
 
 from tfsimclr import build, losses, resolve
 from tfsimclr.data import batches, sampling
@@ -17,7 +18,7 @@ from tfsimclr.modes import distill, export
 from tfsimclr.networks import heads
 from tfsimclr.runs import classifiers
 from tfsimclr.settings.config import Config
-from tfsimclr.training import checkpoints, fit, recorder
+from tfsimclr.training import checkpoints, fit
 from tfsimclr.views import random_view
 
 
@@ -262,20 +263,12 @@ def test_a_finished_student_is_not_trained_again(student, capsys, monkeypatch):
     assert "Finished before" in capsys.readouterr().out
 
 
-def test_an_interrupted_student_resumes(student, tmp_path, monkeypatch):
+def test_an_interrupted_student_resumes(student, tmp_path):
     config, dataset, whole, _ = student
     folder = tmp_path / "stopped"
     folder.mkdir()
-    original = recorder.Recorder.on_train_batch_end
-
-    def stopping(self, batch, logs=None):
-        self.interrupted = int(self.model.step) == 7
-        original(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recorder.Recorder, "on_train_batch_end", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            distill.distill(config, dataset, folder)
+    with stopped_at(7):
+        distill.distill(config, dataset, folder)
     assert not (folder / "result.json").exists()
     distill.distill(config, dataset, folder)
     ours, _ = checkpoints.load_latest(folder / "checkpoints")

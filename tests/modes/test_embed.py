@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from absl import flags
+from command_line import command
 from PIL import Image
 
 import tfsimclr
@@ -29,7 +29,6 @@ from tfsimclr.runs import embeddings, loading
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.runs.embeddings import EmbeddingFile
 from tfsimclr.settings import config as configs
-from tfsimclr.settings import flagfiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COUNT = 40
@@ -73,15 +72,6 @@ def trained(once, loaded_once, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "BATCH_SIZE", 8)
     monkeypatch.setattr(embeddings, "PART_BYTES", 1)  # a part a batch
     return config, tmp_path / "run", tmp_path / "photos"
-
-
-def command(*arguments):
-    """Runs the command line in this process."""
-    argv = ["program", *arguments]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(argv))
-    run.run(configs.from_flags(values), *flagfiles.names_given(argv))
 
 
 def test_a_folder_is_embedded(trained, capsys):

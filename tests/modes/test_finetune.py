@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruption import assert_same_arrays, stopped_at
 
 from tfsimclr import losses, resolve
 from tfsimclr.data import sampling
@@ -20,7 +21,7 @@ from tfsimclr.optimizers import lars
 from tfsimclr.runs import classifiers, loading
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.settings.config import Config
-from tfsimclr.training import checkpoints, fit, recorder
+from tfsimclr.training import checkpoints, fit
 from tfsimclr.views import random_view
 
 
@@ -154,9 +155,7 @@ def test_everything_up_to_the_layer_moves(finetuned):
 def test_the_pretrained_network_stays(finetuned, finished_once):
     _, _, run, _ = finetuned
     ours, theirs = weights_of(run), weights_of(finished_once[2])
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key])
+    assert_same_arrays(ours, theirs)
 
 
 def test_before_its_first_step_it_is_the_pretrained_network(finished, monkeypatch):
@@ -329,22 +328,12 @@ def test_a_finished_fine_tuning_is_not_repeated(finetuned, capsys, monkeypatch):
     assert "Finished before" in capsys.readouterr().out
 
 
-def test_an_interrupted_fine_tuning_resumes_to_the_same_network(
-    finetuned, tmp_path, monkeypatch
-):
+def test_an_interrupted_fine_tuning_resumes_to_the_same_network(finetuned, tmp_path):
     config, dataset, _, whole = finetuned
     run = tmp_path / "stopped"
     shutil.copytree(tmp_path / "run", run, ignore=shutil.ignore_patterns("finetuned"))
-    original = recorder.Recorder.on_train_batch_end
-
-    def stopping(self, batch, logs=None):
-        self.interrupted = int(self.model.step) == 5
-        original(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recorder.Recorder, "on_train_batch_end", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            finetune.finetune(config, dataset, run)
+    with stopped_at(5):
+        finetune.finetune(config, dataset, run)
     folder = run / whole.relative_to(tmp_path / "run")
     assert not (folder / "result.json").exists()
     assert finetune.finetune(config, dataset, run) == folder

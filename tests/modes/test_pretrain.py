@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruption import assert_same_checkpoints, stopped_at
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -46,7 +47,7 @@ def untimed(rows):
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_history_holds_one_full_row_per_epoch(tiny, precision):
+def test_history_holds_one_full_row_per_epoch(shallow, tiny, precision):
     _, _, folder = run(tiny, precision=precision)
     rows = history(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -64,7 +65,7 @@ def test_history_holds_one_full_row_per_epoch(tiny, precision):
         assert numbers["feature_std"] > 0
 
 
-def test_the_measures_are_those_of_the_trained_network(tiny, monkeypatch):
+def test_the_measures_are_those_of_the_trained_network(shallow, tiny, monkeypatch):
     call, eager = base.Method.call, []
 
     def watched(self, images, training=False):
@@ -93,7 +94,7 @@ def test_the_measures_are_those_of_the_trained_network(tiny, monkeypatch):
     assert found == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-3)
 
 
-def test_learning_rate_of_history_is_that_of_the_last_update(tiny):
+def test_learning_rate_of_history_is_that_of_the_last_update(shallow, tiny):
     _, _, folder = run(tiny, optimizer="lars", warmup_epochs=1.0)
     rates = [float(row["learning_rate"]) for row in history(folder)]
     peak = 0.075 * math.sqrt(16)
@@ -101,7 +102,7 @@ def test_learning_rate_of_history_is_that_of_the_last_update(tiny):
     np.testing.assert_allclose(rates, [peak, last], rtol=1e-5)
 
 
-def test_tensorboard_holds_scalars_and_pairs(tiny):
+def test_tensorboard_holds_scalars_and_pairs(shallow, tiny):
     _, _, folder = run(tiny)
     events = event_accumulator.EventAccumulator(
         str(folder / "tensorboard"), size_guidance={"tensors": 0}
@@ -116,9 +117,11 @@ def test_tensorboard_holds_scalars_and_pairs(tiny):
 
 
 @pytest.mark.promise("resume-state")
-@pytest.mark.parametrize("settings", [{}, {"microbatch_size": 4}])
+@pytest.mark.parametrize(
+    ("settings", "stops"), [({}, (2, 5, 9)), ({"microbatch_size": 4}, (7,))]
+)
 def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(
-    tiny, tmp_path, settings
+    shallow, tiny, tmp_path, settings, stops
 ):
     """Trap 31: weights, slots, schedule, data position, seed and accumulators."""
     settings = {**settings, "optimizer": "lars", "epochs": 3, "deterministic": True}
@@ -129,28 +132,11 @@ def test_resume_between_epochs_and_in_the_middle_gives_the_same_run(
     pretrain.pretrain(config, dataset, undisturbed)
 
     run_folder.prepare(config)
-    original = recorder.Recorder.on_train_batch_end
-    sittings = 0
-    try:
-        for stop_at in (2, 5, 9):
-
-            def stopping(self, batch, logs=None, stop_at=stop_at):
-                self.interrupted = int(self.model.step) == stop_at
-                original(self, batch, logs)
-
-            recorder.Recorder.on_train_batch_end = stopping
-            with pytest.raises(KeyboardInterrupt):
-                pretrain.pretrain(config, dataset, folder)
-            sittings += 1
-    finally:
-        recorder.Recorder.on_train_batch_end = original
+    for step in stops:
+        with stopped_at(step):
+            pretrain.pretrain(config, dataset, folder)
     pretrain.pretrain(config, dataset, folder)
-    assert sittings == 3
-    ours, _ = checkpoints.load_latest(folder / "checkpoints")
-    theirs, _ = checkpoints.load_latest(undisturbed / "checkpoints")
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    assert_same_checkpoints(folder, undisturbed)
     assert untimed(history(folder)) == untimed(history(undisturbed))
 
 
@@ -181,11 +167,7 @@ def test_a_signal_between_two_checks_saves_that_step_and_the_run_is_the_same(
             pretrain.pretrain(eighth, dataset, folder)
     assert checkpoints.load_latest(folder / "checkpoints")[1]["step"] == 8
     pretrain.pretrain(eighth, dataset, folder)
-    ours, _ = checkpoints.load_latest(folder / "checkpoints")
-    theirs, _ = checkpoints.load_latest(every_step / "checkpoints")
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    assert_same_checkpoints(folder, every_step)
     assert untimed(history(folder)) == untimed(history(every_step))
 
 

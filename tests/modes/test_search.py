@@ -7,11 +7,11 @@ import pathlib
 import shutil
 import sys
 
+import command_line
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from absl import flags
 from last_words import last_words
 from PIL import Image, ImageEnhance
 
@@ -20,7 +20,6 @@ from tfsimclr import files, run
 from tfsimclr.errors import UserError
 from tfsimclr.modes import contact_sheet, search
 from tfsimclr.settings import config as configs
-from tfsimclr.settings import flagfiles
 
 COUNT = 30
 
@@ -59,11 +58,7 @@ def folder(once, tmp_path, monkeypatch):
 
 def command(*arguments):
     """Runs `--mode=search` with the embeddings of the run, in this process."""
-    argv = ["program", "--mode=search", *arguments]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(argv))
-    run.run(configs.from_flags(values), *flagfiles.names_given(argv))
+    command_line.command("--mode=search", *arguments)
 
 
 def table(name):
@@ -235,11 +230,7 @@ def test_images_of_a_data_set_are_shown(finished_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run_dir, "run")
     cache = f"--cache_dir={config.cache_dir}"
-    argv = ["--mode=embed", "--workdir=run", "--images=textures", cache]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(["program", *argv])
-    run.run(configs.from_flags(values))
+    command_line.command("--mode=embed", "--workdir=run", "--images=textures", cache)
     command("--workdir=run", "--select=5", cache)
     assert table("selected")[0]["path"].startswith("textures/")
     sheet = np.asarray(Image.open("run/search/selected.png"))
@@ -308,13 +299,13 @@ def test_damage_inside_of_the_file_is_named(folder):
 @pytest.mark.promise("full-disk")
 def test_a_full_disk_is_one_line(folder, monkeypatch):
     config = configs.Config(mode="search", workdir="run", select=2)
-    command_line = run.run
+    mode = run.run
 
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files, "flush", full)
-    message = last_words(monkeypatch, action=lambda *_: command_line(config))
+    message = last_words(monkeypatch, action=lambda *_: mode(config))
     assert "selected.csv" in message and "No space left" in message
 
 

@@ -7,14 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from absl import flags
+from command_line import command
 from PIL import Image
 
-from tfsimclr import resolve, run
+from tfsimclr import resolve
 from tfsimclr.modes import evaluate, transfer
 from tfsimclr.runs import folder as run_folder
-from tfsimclr.settings import config as configs
-from tfsimclr.settings import flagfiles
 from tfsimclr.settings.config import Config
 
 
@@ -29,14 +27,6 @@ def other(tmp_path):
             pixels[..., label] += 150
             Image.fromarray(pixels).save(tmp_path / "other" / name / f"{i}.png")
     return tmp_path / "other"
-
-
-def command(*arguments):
-    argv = ["program", *map(str, arguments)]
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(argv))
-    run.run(configs.from_flags(values), *flagfiles.names_given(argv))
 
 
 def contents(folder):

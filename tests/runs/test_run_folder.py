@@ -10,12 +10,11 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
+from command_line import config_of
 from last_words import last_words
 
 from tfsimclr import __version__, modes, run
 from tfsimclr.runs import folder as run_folder
-from tfsimclr.settings import config as configs
 from tfsimclr.settings import flagfiles
 from tfsimclr.settings.config import Config
 
@@ -55,13 +54,6 @@ def contents(path):
     return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
-def parse(*arguments):
-    values = flags.FlagValues()
-    configs.define_flags(values)
-    values(flagfiles.expand(["program", *arguments]))
-    return configs.from_flags(values)
-
-
 def test_a_new_folder_is_made_with_all_above_it(config, tmp_path):
     config = dataclasses.replace(config, workdir=str(tmp_path / "a" / "b é" / "c"))
     path = run_folder.prepare(config)
@@ -81,7 +73,7 @@ def test_an_empty_folder_will_do(config, tmp_path):
 
 def test_flags_txt_continues_the_run(config):
     path = run_folder.prepare(config)
-    again = parse(f"--flagfile={path / 'flags.txt'}")
+    again = config_of(f"--flagfile={path / 'flags.txt'}")
     assert again == config
     assert run_folder.prepare(again) == path
 
@@ -92,14 +84,14 @@ def test_flags_txt_continues_the_whole_run_whatever_was_done_last(config, mode):
     # part that happened to be asked for last.
     run_folder.prepare(config)
     path = run_folder.prepare(dataclasses.replace(config, mode=mode))
-    assert parse(f"--flagfile={path / 'flags.txt'}").mode == "all"
+    assert config_of(f"--flagfile={path / 'flags.txt'}").mode == "all"
 
 
 def test_whole_numbers_of_a_data_set_are_the_same_run(config):
     # A data set's default width is the integer 1; the flag parses to 1.0.
     config = dataclasses.replace(config, width=1)
     path = run_folder.prepare(config)
-    again = parse(f"--flagfile={path / 'flags.txt'}")
+    again = config_of(f"--flagfile={path / 'flags.txt'}")
     assert run_folder.prepare(again) == path
 
 
@@ -284,7 +276,7 @@ def test_other_paths_need_not_be_text(config):
     config = dataclasses.replace(config, data_dir=odd, cache_dir=odd)
     path = run_folder.prepare(config)
     assert run_folder.prepare(config) == path
-    again = parse(f"--flagfile={path / 'flags.txt'}")
+    again = config_of(f"--flagfile={path / 'flags.txt'}")
     assert again == config and again.data_dir == odd
     assert flagfiles.read_config(path / "flags.txt") == config
 
@@ -391,7 +383,7 @@ def test_the_default_folder_can_be_continued_from_elsewhere(
     run.run(dataclasses.replace(config, workdir=""))
     (folder,) = (tmp_path / "here" / "runs").iterdir()
     monkeypatch.chdir(tmp_path)
-    again = parse(f"--flagfile={folder / 'flags.txt'}")
+    again = config_of(f"--flagfile={folder / 'flags.txt'}")
     assert os.path.realpath(again.workdir) == os.path.realpath(folder)
 
 

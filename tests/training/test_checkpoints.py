@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruption import assert_same_arrays
 
 from tfsimclr import files
 from tfsimclr.training import checkpoints
@@ -317,12 +318,6 @@ def tiny(width=5, optimizer=None, steps=0):
     return model
 
 
-def assert_same(state, other):
-    assert state.keys() == other.keys()
-    for key, value in state.items():
-        np.testing.assert_array_equal(value, other[key], err_msg=key)
-
-
 MAKERS = {
     "adam": lambda: keras.optimizers.Adam(0.01),
     "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
@@ -339,7 +334,7 @@ def test_a_model_comes_back_whole_and_goes_on_alike(tmp_path, maker):
     assert groups.count("optimizer") >= 2 + 6  # iterations, rate, a slot each
     checkpoints.save(tmp_path, 3, saved, {})
     arrays, _ = checkpoints.load_latest(tmp_path)
-    assert_same(saved, arrays)
+    assert_same_arrays(saved, arrays)
 
     fresh = tiny(optimizer=maker())
     assert checkpoints.hash_weights(fresh) != checkpoints.hash_weights(trained)
@@ -348,12 +343,12 @@ def test_a_model_comes_back_whole_and_goes_on_alike(tmp_path, maker):
     assert checkpoints.hash_weights(fresh) == checkpoints.hash_weights(trained)
     assert float(fresh.meter.count) == 0
     checkpoints.restore_metrics(fresh, arrays)
-    assert_same(saved, checkpoints.get_state(fresh))
+    assert_same_arrays(saved, checkpoints.get_state(fresh))
     assert float(fresh.meter.count) == 3
 
     for model in (trained, fresh):
         model.step(100)
-    assert_same(checkpoints.get_state(trained), checkpoints.get_state(fresh))
+    assert_same_arrays(checkpoints.get_state(trained), checkpoints.get_state(fresh))
 
 
 def test_the_loss_scale_of_float16_comes_back(tmp_path):
@@ -389,7 +384,7 @@ def test_a_model_for_evaluation_takes_the_weights_alone():
     own = {k: v for k, v in arrays.items() if k.startswith("model/")}
     assert own
     found = checkpoints.get_state(model)
-    assert_same(own, {key: found[key] for key in own})
+    assert_same_arrays(own, {key: found[key] for key in own})
 
 
 def without(arrays, prefix):
@@ -415,7 +410,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(misfit):
     before = checkpoints.get_state(model)
     with pytest.raises(ValueError, match="does not fit the model.*--workdir"):
         checkpoints.restore(model, misfit(checkpoints.get_state(tiny(steps=2))))
-    assert_same(before, checkpoints.get_state(model))
+    assert_same_arrays(before, checkpoints.get_state(model))
 
 
 class Pair(keras.Model):

@@ -12,6 +12,8 @@ from tfsimclr.modes import pretrain
 from tfsimclr.runs import folder as run_folder
 from tfsimclr.training import checkpoints, fit, progress
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 
 @pytest.mark.parametrize(
     ("done", "segments"),

@@ -18,6 +18,7 @@ from tfsimclr.runs import folder as run_folder
 from tfsimclr.training import checkpoints, safeguards
 from tfsimclr.training.history import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
 HEALTHY = {"feature_std": 0.4, "effective_rank": 20.0, "z_std": 0.5}
 
 
