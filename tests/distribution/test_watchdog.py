@@ -149,6 +149,18 @@ def test_the_one_who_waits_is_woken(workers):
     assert isinstance(result, WorkerError) and "worker 1" in str(result)
 
 
+def test_a_worker_that_does_not_come_to_the_same_step_is_named(workers):
+    """Its process is alive: the main thread hangs."""
+    all_three = workers(3, timeout=0.6)
+    start = time.monotonic()
+    waiting = [all_three[i].watchdog for i in (0, 1)]
+    results = in_threads(*(lambda w=w: w.any(False) for w in waiting))
+    assert time.monotonic() - start < 6
+    assert isinstance(results[0], WorkerError)
+    assert "worker 2 (127.0.0.1:3) is not at the same step" in str(results[0])
+    assert isinstance(results[1], WorkerError)
+
+
 def test_a_long_message_to_a_hanging_worker_ends_too(workers):
     chief, _ = workers(2, timeout=1.0, silent=[1])
     start = time.monotonic()

@@ -18,7 +18,12 @@ from tfsimclr.distribution.cluster import Cluster
 from tfsimclr.errors import UserError
 
 GO_ON = "The same command on all workers goes on from the newest checkpoint."
+IS_LATE = (
+    "its disk or its data may hang. If the chief takes that long to save a checkpoint, "
+    "raise --worker_timeout."
+)
 _BEAT_SECONDS = 1.0
+_CHIEF_SECONDS = 3.0
 _END_SECONDS = 10.0
 
 
@@ -60,26 +65,37 @@ class Watchdog:
             threading.Thread(target=self._read, args=[position], daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def exchange(self, value, combine: Callable[[list], object]):
+    def exchange(
+        self, value, combine: Callable[[list], object], timeout: float | None = None
+    ):
         """Returns `combine` of the values of all workers, on every worker.
 
-        Every worker has to call it, in the same order. It waits as long as the others
-        are alive.
+        Every worker has to call it, in the same order.
 
         Args:
             value: JSON-serialisable value of this worker.
             combine: Function of the list of values, the chief's first, to a value that
                 is JSON-serialisable. The chief calls it.
+            timeout: Seconds to wait for the others; None waits as long as they are
+                alive.
 
         Raises:
-            WorkerError: If another worker ends or hangs.
+            WorkerError: If another worker ends or hangs, or does not call it in time.
         """
         self._exchanges += 1
         number = self._exchanges
+        deadline = None
+        if timeout is not None:
+            # The chief knows who is late, so the others give it the time to say so.
+            grace = 0.0 if self.cluster.is_chief else _CHIEF_SECONDS
+            deadline = time.monotonic() + timeout + grace
         if not self.cluster.is_chief:
             self._send(0, {"exchange": number, "value": value})
-            return self._receive(0, number)[0]["value"]
-        values = [self._receive(p, number)[0]["value"] for p in sorted(self._links)]
+            return self._receive(0, number, deadline)[0]["value"]
+        values = [
+            self._receive(position, number, deadline)[0]["value"]
+            for position in sorted(self._links)
+        ]
         result = combine([value, *values])
         for position in self._links:
             self._send(position, {"exchange": number, "value": result})
@@ -103,8 +119,11 @@ class Watchdog:
         return content or b""
 
     def any(self, flag: bool) -> bool:
-        """Returns whether the flag is true on any worker; see `exchange`."""
-        return bool(self.exchange(flag, any))
+        """Returns whether the flag is true on any worker; see `exchange`.
+
+        It is for workers that are at the same step, and waits for `timeout` only.
+        """
+        return bool(self.exchange(flag, any, self.timeout))
 
     def check_equal(self, values: dict[str, str], remedy: str) -> None:
         """Checks that values are the same on all workers; see `exchange`.
@@ -268,7 +287,7 @@ class Watchdog:
         except OSError:
             self._wait_for_failure(position)
 
-    def _receive(self, position: int, number: int):
+    def _receive(self, position: int, number: int, deadline: float | None = None):
         while True:
             with contextlib.suppress(queue.Empty):
                 message = self._inbox[position].get(timeout=0.2)
@@ -280,6 +299,12 @@ class Watchdog:
                     )
                 return message
             self._raise_failure()
+            if deadline is not None and time.monotonic() > deadline:
+                raise WorkerError(
+                    f"{self.cluster.describe(position)} is not at the same step after "
+                    f"--worker_timeout={self.timeout:g} s, though its process is "
+                    f"alive: {IS_LATE} {GO_ON}"
+                )
 
     def _wait_for_failure(self, position: int):
         """Raises what the reader of a broken connection finds out about it."""

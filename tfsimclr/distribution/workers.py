@@ -11,7 +11,7 @@ import time
 
 from tfsimclr.distribution import rendezvous
 from tfsimclr.distribution.cluster import Cluster
-from tfsimclr.distribution.watchdog import GO_ON, Watchdog
+from tfsimclr.distribution.watchdog import GO_ON, IS_LATE, Watchdog
 
 _PREFIX = "tfsimclr: "
 # What TensorFlow raises when it loses another worker: these errors, and others whose
@@ -139,8 +139,7 @@ def explain(error: Exception) -> str | None:
     if name == "DeadlineExceededError":
         return (
             f"a step waited longer than {timeout} for another worker, whose process "
-            "is alive: its disk or its data may hang. If the chief takes that long to "
-            f"save a checkpoint, raise --worker_timeout. {GO_ON}"
+            f"is alive: {IS_LATE} {GO_ON}"
         )
     who = re.search(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", text)
     names = _watchdog.cluster.names
