@@ -551,6 +551,11 @@ def check_devices(config: Config, devices: int) -> None:
     """
     if config.mode != "finetune":  # which has a batch of its own
         _check_parts_of_batch(config, devices)
+    if config.remat and devices > 1:
+        raise UserError(
+            f"--remat works on one device, got {devices}. Leave it out, or use "
+            "--microbatch_size, which works on any number."
+        )
     if config.sync_batch_norm or config.mode not in MODES_OF_SETTING["strategy"]:
         return
     size, groups = config.microbatch_size, config.bn_groups or 1

@@ -205,6 +205,7 @@ def resolved(**settings):
         ({}, 3, "--batch_size=16 must be a multiple of the 3 devices.*Use 15"),
         ({"microbatch_size": 8}, 4, "--microbatch_size=8 must divide the 4.*Use 4"),
         ({"bn_groups": 2}, 4, "--bn_groups=2 must be a multiple of the 4"),
+        ({"remat": True}, 2, "--remat works on one device, got 2"),
         ({"sync_batch_norm": False}, 1, "means nothing on one device"),
         ({"sync_batch_norm": False, "norm": "group"}, 2, "means nothing to --norm"),
         ({"sync_batch_norm": False, "bn_groups": 4}, 2, "means nothing to --bn_groups"),

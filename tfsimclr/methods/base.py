@@ -233,6 +233,8 @@ class Method(keras.Model):
         """Returns `[h, head_1, ..., z]` of float images `[n, H, W, 3]` in 0-1."""
         inputs.check_float(images, "call")
         if training and self._rematerialized:
+            if replicas.count() > 1:
+                raise UserError("remat works on one device, got several.")
             h = self._rematerialized(images)
         else:
             h = self.encoder(images, training=training)
@@ -321,6 +323,13 @@ class Method(keras.Model):
         It is the loss of the method on fixed views; see `test_step`.
         """
         inputs.check_0_255(x, "evaluate")
+        is_split = not isinstance(x, tf.distribute.DistributedDataset)
+        if is_split and self.distribute_strategy.num_replicas_in_sync > 1:
+            # Keras would give each device a part of a batch, whose loss is another.
+            raise UserError(
+                "evaluate and validation_data need whole batches on every device. Load "
+                "the model outside of the strategy's scope to evaluate it."
+            )
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
