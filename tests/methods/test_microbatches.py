@@ -23,8 +23,6 @@ METHODS = [
     for name, row in ROWS.items()
 ]
 
-BASIC = ["simclr", "momentum_simclr", "moco", "moco_v3", "byol", "simsiam"]
-
 
 @pytest.fixture
 def small(tiny, monkeypatch):
@@ -179,10 +177,10 @@ def test_2048_in_micro_batches_need_less_memory_than_1024_at_once(tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("row", [ROWS[name] for name in BASIC], ids=BASIC)
-def test_half_precision_of_every_method(small, row, policy):
+@pytest.mark.parametrize("name", ["momentum_simclr", "moco"])
+def test_half_precision_with_a_momentum_encoder(small, name, policy):
     """Against float32; the networks alone are compared with a tape in test_pieces."""
-    config = small(**row.settings, microbatch_size=4)
+    config = small(**ROWS[name].settings, microbatch_size=4)
     full = gradients(build.method(config, 10, num_images=16))
     config = dataclasses.replace(config, precision=policy)
     half = gradients(build.method(config, 10, num_images=16))
