@@ -61,9 +61,10 @@ def test_a_new_folder_is_made_with_all_above_it(config, tmp_path):
     assert {p.name for p in path.iterdir()} - {".lock"} == {"flags.txt"}
     lines = (path / "flags.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0] == f"# tfsimclr {__version__}"
-    # What other data a run was scored on is not part of it.
-    written = {line for line in config.lines() if not line.startswith("--eval_")}
-    assert written - {"--mode=all"} <= set(lines)
+    # What other data a run was scored on, and which devices, are not part of it.
+    others = ("--mode=all", "--eval_", "--strategy", "--worker_timeout")
+    written = {line for line in config.lines() if not line.startswith(others)}
+    assert written <= set(lines) and not any(x.startswith(others) for x in lines)
 
 
 def test_an_empty_folder_will_do(config, tmp_path):
@@ -134,7 +135,7 @@ def test_what_comes_after_the_pretraining_may_change(config, changes):
     changed = dataclasses.replace(config, **changes)
     path = run_folder.prepare(changed)
     lines = set((path / "flags.txt").read_text(encoding="utf-8").splitlines())
-    others = ("--mode", "--eval_")
+    others = ("--mode", "--eval_", "--strategy", "--worker_timeout")
     assert {x for x in changed.lines() if not x.startswith(others)} <= lines
 
 
