@@ -139,9 +139,7 @@ def run(config: configs.Config, given=frozenset(), typed=frozenset()) -> None:
     known = _flags_file(config).is_file()
     if known and (needs_no_data or config.mode == "report"):
         # The folder of the run is enough to name it.
-        saved = flagfiles.read_config(_flags_file(config))
-        settings = {name: getattr(config, name) for name in config.changed()}
-        config = dataclasses.replace(saved, **settings)
+        config = _with_settings_of_run(config)
     if known and needs_no_data:
         dataset = None  # the run folder has all that is needed; the data may be gone
     else:
@@ -235,6 +233,19 @@ def _compare_workers(config: configs.Config, dataset) -> None:
     watchdog.check_equal(
         datasets.checksums(dataset), "Give all workers the same images."
     )
+
+
+def _with_settings_of_run(config: configs.Config) -> configs.Config:
+    """Returns the config with the settings of its run folder for those left open."""
+    from tfsimclr import resolve
+
+    saved = flagfiles.read_config(_flags_file(config))
+    settings = {name: getattr(config, name) for name in config.changed()}
+    config = dataclasses.replace(saved, **settings)
+    if config.mode == "export":
+        # Refused here, or flags.txt would keep formats that the encoder has not.
+        resolve.export_formats(config)
+    return config
 
 
 def _flags_file(config: configs.Config) -> pathlib.Path:
