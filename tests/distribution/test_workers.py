@@ -110,7 +110,8 @@ def assert_one_line(result, pattern, code=1):
     """A worker ends with one line, besides the progress of preparing images."""
     assert result[0] == code, result
     lines = result[2].splitlines()
-    lines = [line for line in lines if not line.startswith("preparing images")]
+    progress = ("preparing images", "Comparing the checksums")
+    lines = [line for line in lines if not line.startswith(progress)]
     assert len(lines) == 1 and re.search(pattern, lines[0]), result[2]
 
 
