@@ -243,14 +243,7 @@ def test_selective_kernels_are_written_and_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        "mobilenetv3small",
-        "efficientnetv2b0",
-        pytest.param(
-            "convnexttiny", marks=pytest.mark.xfail(reason="tf2onnx has no Erfc")
-        ),
-    ],
+    "name", ["mobilenetv3small", "efficientnetv2b0", "convnexttiny"]
 )
 def test_encoders_of_keras_applications(name, tmp_path):
     keras.utils.set_random_seed(0)

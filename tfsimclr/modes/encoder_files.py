@@ -140,6 +140,8 @@ def _onnx(model: keras.Model) -> bytes:
     """Returns an ONNX file of a portable encoder."""
     import onnx  # the extra "onnx"
 
+    from tfsimclr.modes import onnx_operations  # noqa: F401
+
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # tf2onnx, of NumPy
         path = pathlib.Path(folder) / "encoder.onnx"
