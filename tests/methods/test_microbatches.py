@@ -10,6 +10,7 @@ from method_rows import ROWS
 
 from tfsimclr import build, resolve
 from tfsimclr.errors import UserError
+from tfsimclr.methods import base
 from tfsimclr.methods.classifier import Classifier
 from tfsimclr.methods.simclr import SimCLR
 from tfsimclr.modes import dry_run
@@ -177,14 +178,22 @@ def test_2048_in_micro_batches_need_less_memory_than_1024_at_once(tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", ["momentum_simclr", "moco"])
-def test_half_precision_with_a_momentum_encoder(small, name, policy):
-    """Against float32; the networks alone are compared with a tape in test_pieces."""
-    config = small(**ROWS[name].settings, microbatch_size=4)
-    full = gradients(build.method(config, 10, num_images=16))
-    config = dataclasses.replace(config, precision=policy)
-    half = gradients(build.method(config, 10, num_images=16))
-    assert_equal_steps(half[:1] + ({}, half[2]), full[:1] + ({}, full[2]), 0.05)
+@pytest.mark.parametrize("row", METHODS)
+def test_half_precision_is_one_tape_over_the_pieces(small, monkeypatch, row, policy):
+    """In one precision: float32 differs by more than rounding of one operation.
+
+    Batch norm of four images amplifies the rounding of half precision.
+    """
+
+    def one_tape(call, networks, num_pieces):
+        pieces = [call(tf.constant(i)) for i in range(num_pieces)]
+        return tf.nest.map_structure(lambda *outputs: tf.stack(outputs), *pieces)
+
+    config = small(**row.settings, microbatch_size=4, precision=policy)
+    result = gradients(build.method(config, 10, num_images=16))
+    monkeypatch.setattr(base, "in_pieces", one_tape)
+    expected = gradients(build.method(config, 10, num_images=16))
+    assert_equal_steps(result, expected, 1e-3)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -238,7 +247,7 @@ def test_saved_and_loaded_with_its_settings(tmp_path):
 
 @pytest.mark.parametrize(("n", "size"), [(16, 5), (16, 32)])
 def test_a_size_that_does_not_divide_the_batch_is_refused(n, size):
-    with pytest.raises(UserError, match="must divide every batch"):
+    with pytest.raises(UserError, match="must divide the batch of every device"):
         gradients(simclr(size), IMAGES[:n])
 
 

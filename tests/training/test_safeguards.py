@@ -143,9 +143,9 @@ class Model:
 
     def __init__(self, precision):
         self.dtype_policy = types.SimpleNamespace(name=precision)
-        self.step = tf.Variable(0)
+        self.step = keras.Variable(0)
         self.optimizer = keras.optimizers.SGD(0.1)
-        self.optimizer.build([tf.Variable(1.0)])
+        self.optimizer.build([keras.Variable(1.0)])
         names = ("skipped_steps", "gradient_norm")
         self.metric_trackers = {name: keras.metrics.Sum(name) for name in names}
 
